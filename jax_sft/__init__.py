@@ -1,0 +1,56 @@
+"""jax_sft: supervised fine-tuning in JAX, Hugging Face weights in and out.
+
+Two doors for notebooks, as strict as the command line: `train(config)` and `load(path)`. They import jax when they are
+called, not before: data workers import this package and must stay light.
+"""
+
+import importlib.metadata
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jax_sft.config import RunConfig, from_config_dict
+from jax_sft.config import load as _load_config
+
+if TYPE_CHECKING:
+    from jax_sft.assistant import Assistant
+    from jax_sft.train_loop import Outcome
+
+__version__ = importlib.metadata.version("jax-sft")
+__all__ = ["RunConfig", "__version__", "load", "train"]
+
+
+def train(config: Any, *, workdir: str | pathlib.Path | None = None, overrides: tuple[str, ...] = ()) -> "Outcome":
+    """Fine-tune; the same as `jax-sft train`.
+
+    Args:
+        config: a path of a config file, a ConfigDict (or nested dict), or a RunConfig.
+        workdir: where the files go; None takes the config's `workdir`.
+        overrides: `("optim.lr=1e-5", ...)`, as on the command line.
+
+    Raises:
+        ConfigError: all problems of the config at once.
+        ValueError: data, model folder or loss are not fit for training.
+    """
+    from jax_sft.train_loop import train as run
+
+    if isinstance(config, RunConfig):
+        config = config.to_dict()
+    checked = from_config_dict(config, overrides) if isinstance(config, Mapping) or hasattr(config, "to_dict") else None
+    checked = checked or _load_config(config, overrides)
+    place = str(workdir) if workdir is not None else checked.workdir
+    if not place:
+        raise ValueError("no workdir: pass workdir=, or set it in the config")
+    return run(checked, pathlib.Path(place), command="jax_sft.train")
+
+
+def load(path: str | pathlib.Path, *, revision: str | None = None, dtype: str = "float32") -> "Assistant":
+    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file.
+
+    >>> model = jax_sft.load("runs/demo/export")                    # doctest: +SKIP
+    >>> model.answer("What is the capital of France?").text         # doctest: +SKIP
+    'Paris.'
+    """
+    from jax_sft.assistant import load_assistant
+
+    return load_assistant(str(path), revision=revision, dtype=dtype)

@@ -1,0 +1,99 @@
+"""A model with its tokenizer and template in one hand: what `jax-sft chat`, `jax-sft eval` and notebooks use.
+
+In: a model folder, hub id or .gguf file. Out: answers, losses on a data set, a saved folder.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jax_sft.config import DataConfig, MeshConfig
+from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.dataset import tokenize
+from jax_sft.data.loader import Loader
+from jax_sft.evaluate.answers import Answer, Messages, answer
+from jax_sft.evaluate.losses import Losses, evaluate_losses
+from jax_sft.generate import Sampling
+from jax_sft.hf.load import Pretrained, load_params, load_pretrained
+from jax_sft.model.decoder import abstract_params, build
+from jax_sft.sharding import batch_shards, make_mesh, shard_params
+from jax_sft.train_step import make_eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Assistant:
+    """A loaded model."""
+
+    base: Pretrained
+    template: ChatTemplate
+    graphdef: Any
+    params: Any
+    mesh: jax.sharding.Mesh
+
+    def answer(
+        self,
+        messages: str | Messages,
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling = Sampling(),
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> Answer:
+        """Answer one prompt, or one conversation that ends in a user's turn. Greedy unless `sampling` says else."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.answer_all(
+            [messages], max_new_tokens=max_new_tokens, sampling=sampling, on_token=on_token
+        )[0]
+
+    def answer_all(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling = Sampling(),
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Answer several conversations in one batch."""
+        with jax.set_mesh(self.mesh):
+            return answer(
+                self.graphdef,
+                self.params,
+                template=self.template,
+                conversations=conversations,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                on_token=on_token,
+            )
+
+    def losses(self, data: Sequence[str], *, config: DataConfig = DataConfig(), batch_size: int = 8) -> Losses:
+        """Loss and accuracy over the trained tokens of files, by source; `config` says how they are read and masked."""
+        dataset = tokenize(config, tuple(data), self.template, cache_dir=None)
+        batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
+        loader = Loader(
+            dataset,
+            batch_size=batch_size,
+            max_length=min(config.max_length, max(int(dataset.lengths_N.max()), 512)),
+            packing=config.packing,
+            sources=dataset.sources,
+            seed=None,
+            epochs=1,
+        )
+        with jax.set_mesh(self.mesh):
+            step = make_eval_step(self.graphdef, num_sources=len(dataset.sources), loss_chunk_tokens=1024, mesh=self.mesh)
+            return evaluate_losses(
+                step, self.params, frozen={}, loader=loader, mesh=self.mesh, sources=dataset.sources
+            )
+
+
+def load_assistant(
+    path: str, *, revision: str | None = None, dtype: str = "float32", chat_template: str | None = None
+) -> Assistant:
+    """Load a model onto this host's devices, computing in `dtype`; rows and weights are spread over all of them."""
+    base = load_pretrained(path, revision=revision, chat_template=chat_template)
+    mesh = make_mesh(MeshConfig())
+    graphdef = build(base.config, dtype=dtype, attention="auto")
+    params = load_params(base, shardings=shard_params(abstract_params(base.config), mesh))
+    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
+    return Assistant(base=base, template=template, graphdef=graphdef, params=params, mesh=mesh)

@@ -1,0 +1,324 @@
+"""The door: `jax-sft train | data | eval | chat | export`. The only reader of flags.
+
+In: a command line. Out: an exit status: 0 done, 1 a fault the user can mend (one clear message), 75 saved on a signal
+(start again to go on).
+"""
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jax_sft import config as configs
+
+if TYPE_CHECKING:
+    from jax_sft.assistant import Assistant
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_TRY_AGAIN = 0, 1, 75
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and turn what a user can mend into one message on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options, overrides = _parse(arguments)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("jax_sft").setLevel(logging.INFO)
+        return options.run(options, overrides)
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(error, str(error) or type(error).__name__)
+    except MemoryError as error:
+        return _fail(error, f"out of host memory: {error}. {_LESS_MEMORY}")
+    except KeyboardInterrupt:
+        return _fail(None, "interrupted")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        first_line = str(error).splitlines()[0]
+        return _fail(error, f"out of memory: {first_line}. {_LESS_MEMORY}")
+
+
+_LESS_MEMORY = (
+    "Raise train.accumulation (smaller micro-batches), set train.remat = 'full', lower data.max_length or "
+    "train.loss_chunk_tokens, or spread the weights over more devices with mesh.fsdp"
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    parser = argparse.ArgumentParser(prog="jax-sft", description="Supervised fine-tuning in JAX.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", _train, "Fine-tune as a config file says; resumes by itself on the same workdir.")
+    train.add_argument("--config", required=True, metavar="C.py")
+    train.add_argument("--workdir", metavar="W", help="where the files go; default: the config's `workdir`")
+
+    data = command("data", _data, "Show what would be trained on: counts, histograms, tokens in colour.")
+    data.add_argument("--config", required=True, metavar="C.py")
+    data.add_argument("--show", type=int, default=3, metavar="N", help="sequences shown token by token")
+    data.add_argument("--html", metavar="F.html", help="the same as one self-contained page")
+    data.add_argument("--dump", metavar="F.jsonl", help="a line per sequence: id, source, tokens, weights, text")
+
+    evaluate = command("eval", _eval, "Loss and accuracy on a data file, alone or against another model.")
+    _add_model_flags(evaluate)
+    evaluate.add_argument("--data", required=True, nargs="+", metavar="F")
+    evaluate.add_argument("--against", metavar="M", help="a second model: the same numbers, side by side")
+    evaluate.add_argument("--prompt", action="append", default=[], metavar="P", help="a prompt to answer; may be repeated")
+    evaluate.add_argument("--answers", type=int, default=0, metavar="N", help="also answer the first N conversations")
+    evaluate.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
+    evaluate.add_argument("--max-length", type=int, default=2048, metavar="N", help="longer conversations are dropped, and counted")
+    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N")
+    evaluate.add_argument("--out", metavar="F.json")
+
+    chat = command("chat", _chat, "Talk to a model in the terminal; with --prompt, print one answer.")
+    _add_model_flags(chat)
+    chat.add_argument("--prompt", metavar="P")
+    chat.add_argument("--system", metavar="S", help="a system message before the conversation")
+    chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    chat.add_argument("--greedy", action="store_true", help="the most likely token each time")
+    chat.add_argument("--temperature", type=float, default=0.7)
+    chat.add_argument("--top-k", type=int, default=0)
+    chat.add_argument("--top-p", type=float, default=0.95)
+    chat.add_argument("--repetition-penalty", type=float, default=1.0)
+    chat.add_argument("--seed", type=int, default=0)
+
+    export = command("export", _export, "Write a Hugging Face folder from a workdir or from another model.")
+    source = export.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", metavar="W")
+    source.add_argument("--model", metavar="M")
+    export.add_argument("--out", required=True, metavar="D")
+    export.add_argument("--step", type=int, metavar="N", help="of the workdir; default: the newest")
+    export.add_argument("--format", choices=["full"], default="full")
+    export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    export.add_argument("--revision", metavar="R")
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="M", help="a Hugging Face folder, a hub id or a .gguf file")
+    parser.add_argument("--revision", metavar="R", help="of a hub id")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
+    parser.add_argument("--chat-template", metavar="F", help="a Jinja file that replaces the model's own template")
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the `--config.a.b=value` overrides."""
+    overrides, rest = [], []
+    position = 0
+    while position < len(arguments):
+        word = arguments[position]
+        if word.startswith("--config."):
+            if "=" not in word and position + 1 < len(arguments):
+                position += 1
+                word = f"{word}={arguments[position]}"
+            overrides.append(word.removeprefix("--config."))
+        else:
+            rest.append(word)
+        position += 1
+    options = build_parser().parse_args(rest)
+    if overrides and not hasattr(options, "config"):
+        raise ValueError(f"--config.{overrides[0]}: {options.command} takes no config; its own flags: jax-sft {options.command} --help")
+    return options, overrides
+
+
+def _fail(error: BaseException | None, message: str) -> int:
+    if error is not None and os.environ.get("JAX_SFT_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"jax-sft: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    run = configs.load(options.config, overrides)
+    workdir = options.workdir or run.workdir
+    if not workdir:
+        raise ValueError("no workdir: pass --workdir W, or set it in the config")
+    _start_distributed()
+    from jax_sft.train_loop import train
+
+    command = shlex.join(["jax-sft", *sys.argv[1:]])
+    outcome = train(run, pathlib.Path(workdir), command=command)
+    if not outcome.finished:
+        return EXIT_TRY_AGAIN
+    if outcome.before and outcome.after:
+        fall = 1 - outcome.after.loss / outcome.before.loss
+        print(f"validation loss {outcome.before.loss:.4f} -> {outcome.after.loss:.4f} ({fall:.1%} lower)")
+    print(f"exported to {outcome.export}")
+    return EXIT_OK
+
+
+def _start_distributed() -> None:
+    """Join the other processes if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say so."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not address:
+        return
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    missing = [name for name in names if not os.environ.get(name, "").isdigit()]
+    if missing:
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but {' and '.join(missing)} is not a number; set all three")
+    import jax
+
+    count, number = (int(os.environ[name]) for name in names)
+    jax.distributed.initialize(address, num_processes=count, process_id=number)
+
+
+def _data(options: argparse.Namespace, overrides: list[str]) -> int:
+    run = configs.load(options.config, overrides)
+    from jax_sft.data import show
+    from jax_sft.data.chat import ChatTemplate
+    from jax_sft.data.dataset import dump, tokenize
+    from jax_sft.data.loader import Loader
+    from jax_sft.hf.load import load_pretrained
+
+    base = load_pretrained(run.model.path, revision=run.model.revision, chat_template=run.model.chat_template)
+    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
+    cache = pathlib.Path(run.data.cache) if run.data.cache else None
+    for name, paths in (("train", run.data.train), ("validation", run.data.validation)):
+        if not paths:
+            continue
+        dataset = tokenize(run.data, paths, template, cache_dir=cache)
+        loader = Loader(
+            dataset,
+            batch_size=run.train.batch_size,
+            max_length=run.data.max_length,
+            packing=run.data.packing,
+            sources=dataset.sources,
+            seed=run.seed,
+            epochs=1,
+        )
+        print(show.terminal_report(dataset, loader, title=name))
+        if name != "train":
+            continue
+        print(show.show_sequences(dataset, base.tokenizer, options.show))
+        if options.html:
+            page = show.html_page(dataset, base.tokenizer, loader, count=max(options.show, 20), title=str(options.config))
+            pathlib.Path(options.html).write_text(page, encoding="utf-8")
+            print(f"wrote {options.html}")
+        if options.dump:
+            with pathlib.Path(options.dump).open("w", encoding="utf-8") as file:
+                for line in dump(dataset, base.tokenizer):
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            print(f"wrote {options.dump}")
+    return EXIT_OK
+
+
+def _load(options: argparse.Namespace, model: str) -> "Assistant":
+    from jax_sft.assistant import load_assistant
+
+    return load_assistant(model, revision=options.revision, dtype=options.dtype, chat_template=options.chat_template)
+
+
+def _eval(options: argparse.Namespace, _: list[str]) -> int:
+    from jax_sft.evaluate.side_by_side import conversations_of, print_answers, print_losses
+
+    data = configs.DataConfig(max_length=options.max_length)
+    prompts = [[{"role": "user", "content": prompt}] for prompt in options.prompt]
+    prompts += conversations_of(options.data, count=options.answers)
+    results, answers = {}, {}
+    for model in dict.fromkeys([*([options.against] if options.against else []), options.model]):
+        assistant = _load(options, model)
+        results[model] = assistant.losses(options.data, config=data, batch_size=options.batch_size)
+        if prompts:
+            answers[model] = assistant.answer_all(prompts, max_new_tokens=options.max_new_tokens)
+        del assistant
+    print_losses(results)
+    if prompts:
+        print_answers(prompts, answers)
+    if options.out:
+        report = results[options.model].to_dict()
+        if options.against:
+            report["against"] = results[options.against].to_dict()
+        if prompts:
+            report["answers"] = [
+                {"messages": messages, **{model: given[i].text for model, given in answers.items()}}
+                for i, messages in enumerate(prompts)
+            ]
+        pathlib.Path(options.out).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return EXIT_OK
+
+
+def _chat(options: argparse.Namespace, _: list[str]) -> int:
+    from jax_sft.generate import Sampling
+
+    sampling = Sampling(
+        temperature=0.0 if options.greedy else options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+    assistant = _load(options, options.model)
+    history = [{"role": "system", "content": options.system}] if options.system else []
+    if options.prompt is not None:
+        history.append({"role": "user", "content": options.prompt})
+        print(assistant.answer(history, max_new_tokens=options.max_new_tokens, sampling=sampling).text)
+        return EXIT_OK
+    print("Type a message; /new starts over, /quit or Ctrl-D ends.")
+    start = list(history)
+    while True:
+        try:
+            line = input("\n> ").strip()
+        except EOFError:
+            print()
+            return EXIT_OK
+        if line == "/quit":
+            return EXIT_OK
+        if line == "/new":
+            history = list(start)
+            continue
+        if not line:
+            continue
+        history.append({"role": "user", "content": line})
+        printed = _StreamedText(assistant)
+        answer = assistant.answer(
+            history, max_new_tokens=options.max_new_tokens, sampling=sampling, on_token=printed.add
+        )
+        printed.finish(answer.text)
+        history.append({"role": "assistant", "content": answer.text})
+
+
+class _StreamedText:
+    """Prints an answer while its tokens come; a character is held back until all its bytes are there."""
+
+    def __init__(self, assistant: "Assistant") -> None:
+        self._decode = assistant.template.decode
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def add(self, row: int, token: int) -> None:
+        del row
+        self._tokens.append(token)
+        text = self._decode(self._tokens).lstrip()
+        if text.startswith(self._shown) and not text.endswith("\ufffd"):
+            print(text[len(self._shown) :], end="", flush=True)
+            self._shown = text
+
+    def finish(self, text: str) -> None:
+        print(text[len(self._shown) :] if text.startswith(self._shown) else "")
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> int:
+    from jax_sft.export import export_model, export_workdir
+
+    out = pathlib.Path(options.out)
+    if options.workdir:
+        step = export_workdir(pathlib.Path(options.workdir), out, step=options.step, dtype=options.dtype)
+        print(f"exported step {step} to {out}")
+        return EXIT_OK
+    if options.step is not None:
+        raise ValueError("--step belongs to --workdir; a model folder has no steps")
+    export_model(options.model, out, revision=options.revision, dtype=options.dtype or "bfloat16")
+    print(f"exported to {out}")
+    return EXIT_OK

@@ -1,0 +1,388 @@
+"""The run, as frozen dataclasses: what a config file may say, checked once at the door.
+
+In: a Python file with `get_config() -> ml_collections.ConfigDict` and overrides `a.b=value`.
+Out: a `RunConfig`, or one `ConfigError` that lists every problem with the nearest right name.
+Defaults live here and nowhere else; past the door nobody reads a string key.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message lists every problem."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where the base model comes from and how it computes."""
+
+    path: str = ""  # a Hugging Face folder, a hub id, or a .gguf file
+    revision: str | None = None  # branch, tag or commit of a hub id
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; trained weights stay float32
+    chat_template: str | None = None  # a Jinja file that replaces the tokenizer's own template
+    attention: Literal["auto", "xla", "chunked"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, how it is rendered, which tokens teach."""
+
+    train: tuple[str, ...] = ()  # files, globs, folders or hub dataset ids
+    validation: tuple[str, ...] = ()
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our field -> the column's name in the files
+    split: str = "train"  # of a hub dataset
+    max_length: int = 2048  # tokens in a packed row, and the longest sequence
+    packing: bool = True
+    too_long: Literal["drop", "truncate", "error"] = "drop"
+    train_on: str = "assistant"  # roles that teach, separated by commas
+    train_turns: Literal["all", "last"] = "all"
+    mask: Literal["auto", "tags", "prefix", "sentinel", "turns"] = "auto"  # how trained spans are found
+    workers: int = 0  # processes that tokenise; 0: this one
+    cache: str | None = None  # folder of tokenised sets; None: beside the workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at once."""
+
+    batch_size: int = 8  # packed rows in one optimizer step, over all devices and micro-batches
+    accumulation: int = 1  # micro-batches an optimizer step is cut into
+    epochs: float | None = None  # passes over the training set; exactly one of epochs and steps
+    steps: int | None = None
+    remat: Literal["none", "dots", "full", "offload"] = "dots"
+    nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
+    loss_chunk_tokens: int = 1024  # predicted tokens whose logits exist at one time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 1e-5
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_steps: int = 0
+    final_lr_ratio: float = 0.1  # the schedule ends at lr times this
+    decay_steps: int | None = None  # of wsd: the steps of its last part; None: a fifth of the run
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices by axis; one of them may be -1 and takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Validation and sample answers during training."""
+
+    every_steps: int | None = None  # None: at the start and the end alone
+    prompts: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved and how many saves are kept; the best by validation loss is kept beside them."""
+
+    every_steps: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    every_steps: int = 1
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The Hugging Face folder at the end."""
+
+    format: Literal["full"] = "full"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    max_shard_size: str = "5GB"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    seed: int = 0
+    workdir: str = ""
+    model: ModelSource = ModelSource()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    export: ExportConfig = ExportConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def default() -> ConfigDict:
+    """A `ConfigDict` with every key at its default: what a config file starts from."""
+    return ConfigDict(_plain(RunConfig()), convert_dict=True, type_safe=False)
+
+
+def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file, apply `a.b=value` overrides, check everything.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    config = _run_config_file(pathlib.Path(path))
+    return from_config_dict(config, overrides)
+
+
+def from_config_dict(config: ConfigDict | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Check a config against `RunConfig` and freeze it; unknown keys, wrong types and bad pairs come out together."""
+    tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    problems: list[str] = []
+    for override in overrides:
+        _apply_override(tree, override, problems)
+    run = _build(RunConfig, tree, "", problems)
+    if run is not None and not problems:
+        problems += list(_cross_checks(run))
+    if problems:
+        lines = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, 1))
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise ConfigError(f"the config has {len(problems)} {noun}:\n{lines}")
+    assert run is not None
+    return run
+
+
+def known_keys() -> list[str]:
+    """Every dotted key, in the order of the dataclasses."""
+    return list(_keys(RunConfig, ""))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _keys(cls: type, prefix: str) -> Iterator[str]:
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.type):
+            yield from _keys(typing.cast(type, f.type), f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name
+
+
+def _run_config_file(path: pathlib.Path) -> ConfigDict:
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file; name a Python file with a function get_config()")
+    spec = importlib.util.spec_from_file_location("jax_sft_run_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{path}: has no function get_config(); start from jax_sft.config.default()")
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001  a config file is the user's code: say where it failed, whatever it raised
+        hint = ""
+        if isinstance(error, AttributeError | KeyError):
+            name = str(getattr(error, "name", None) or error.args[0]).strip("'\"").split("'")[0]
+            hint = _did_you_mean(name, [f.name for f in dataclasses.fields(RunConfig)])
+        raise ConfigError(f"{path}: get_config() failed with {type(error).__name__}: {error}{hint}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        problems.append(f"override {override!r} has no '='; write --config.optim.lr=1e-5")
+        return
+    *parents, leaf = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node.get(name) if isinstance(node, dict) else None
+    free_form = isinstance(node, dict) and key.startswith("data.columns.")
+    if not isinstance(node, dict) or not (leaf in node or free_form) or isinstance(node[leaf] if leaf in node else 0, dict):
+        problems.append(f"{key} is not a config key{_did_you_mean(key, known_keys())}")
+        return
+    node[leaf] = _parse(text)
+
+
+def _parse(text: str) -> Any:
+    """'1e-5' -> float, 'None' -> None, '(1, 2)' -> tuple, anything else is the string itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in tree:
+        if name not in fields:
+            hint = _did_you_mean(prefix + name, known_keys())
+            problems.append(f"{prefix}{name} is not a config key{hint}")
+    values = {}
+    for name, field in fields.items():
+        if name not in tree:
+            continue
+        value = tree[name]
+        if dataclasses.is_dataclass(field.type):
+            if not isinstance(value, Mapping):
+                problems.append(f"{prefix}{name} is a section, but was set to {value!r}; set {prefix}{name}.<key>")
+                continue
+            values[name] = _build(typing.cast(type, field.type), value, f"{prefix}{name}.", problems)
+        else:
+            values[name] = _checked(field.type, value, prefix + name, problems)
+    return cls(**values)
+
+
+def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """`value` as `kind`, or a problem that says what would be right."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        fits, converted = _fit(option, value)
+        if fits:
+            return converted
+    problems.append(f"{key} = {value!r} is not {' or '.join(_describe(o) for o in options)}{_literal_hint(options, value)}")
+    return value
+
+
+def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
+    origin = typing.get_origin(kind)
+    if kind is types.NoneType:
+        return value is None, None
+    if origin is Literal:
+        return value in typing.get_args(kind) and isinstance(value, str), value
+    if kind is bool or kind is str:
+        return isinstance(value, kind), value
+    if kind is int:
+        whole = isinstance(value, float) and value.is_integer()
+        return (isinstance(value, int) and not isinstance(value, bool)) or whole, int(value) if whole else value
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number, float(value) if number else value
+    if origin is tuple:
+        if isinstance(value, str):
+            value = (value,) if value else ()
+        fits = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        return fits, tuple(value) if fits else value
+    fits = isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+    return fits, dict(value) if fits else value
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+    if kind in names:
+        return names[kind]
+    return "a list of texts" if typing.get_origin(kind) is tuple else "a mapping of texts"
+
+
+def _literal_hint(options: Sequence[Any], value: Any) -> str:
+    words = [w for o in options if typing.get_origin(o) is Literal for w in typing.get_args(o)]
+    return _did_you_mean(str(value), words) if words else ""
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:
+        leaf = name.rsplit(".", 1)[-1]
+        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = [leaves[m] for m in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _cross_checks(run: RunConfig) -> Iterator[str]:
+    """What one value alone cannot tell."""
+    if not run.model.path:
+        yield "model.path is empty; set it to a Hugging Face folder, a hub id or a .gguf file"
+    if not run.data.train:
+        yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
+    if (run.train.steps is None) == (run.train.epochs is None):
+        said = "both are set" if run.train.steps is not None else "neither is set"
+        yield f"train.steps and train.epochs: {said}; set exactly one of them"
+    positive = {
+        "data.max_length": run.data.max_length,
+        "train.batch_size": run.train.batch_size,
+        "train.accumulation": run.train.accumulation,
+        "train.steps": run.train.steps,
+        "train.epochs": run.train.epochs,
+        "train.loss_chunk_tokens": run.train.loss_chunk_tokens,
+        "evaluate.every_steps": run.evaluate.every_steps,
+        "evaluate.max_new_tokens": run.evaluate.max_new_tokens,
+        "checkpoint.every_steps": run.checkpoint.every_steps,
+        "checkpoint.keep": run.checkpoint.keep,
+        "log.every_steps": run.log.every_steps,
+        "optim.clip_norm": run.optim.clip_norm,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            yield f"{key} = {value} must be greater than 0"
+    at_least_zero = {
+        "optim.lr": run.optim.lr,
+        "optim.warmup_steps": run.optim.warmup_steps,
+        "optim.weight_decay": run.optim.weight_decay,
+        "optim.final_lr_ratio": run.optim.final_lr_ratio,
+        "data.workers": run.data.workers,
+    }
+    for key, value in at_least_zero.items():
+        if value < 0:
+            yield f"{key} = {value} must not be negative"
+    if run.train.accumulation > 0 and run.train.batch_size % run.train.accumulation:
+        yield (
+            f"train.batch_size = {run.train.batch_size} cannot be cut into train.accumulation = "
+            f"{run.train.accumulation} equal micro-batches; make the first a multiple of the second"
+        )
+    if run.train.steps is not None and run.optim.warmup_steps >= run.train.steps > 0:
+        yield (
+            f"optim.warmup_steps = {run.optim.warmup_steps} but train.steps = {run.train.steps}; "
+            "make the warmup shorter or the run longer"
+        )
+    if run.evaluate.every_steps is not None and not run.data.validation and not run.evaluate.prompts:
+        yield "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation or evaluate.prompts"
+    sizes = {"mesh.data": run.mesh.data, "mesh.fsdp": run.mesh.fsdp, "mesh.tensor": run.mesh.tensor}
+    for key, size in sizes.items():
+        if size == 0 or size < -1:
+            yield f"{key} = {size} must be a number of devices, or -1 for the devices left over"
+    if list(sizes.values()).count(-1) > 1:
+        yield "mesh: only one axis may be -1"
+
+
+def canonical_json(run: RunConfig) -> str:
+    """One stable text of a config, for hashes and manifests."""
+    return json.dumps(run.to_dict(), sort_keys=True, ensure_ascii=False)

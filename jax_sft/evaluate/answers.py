@@ -1,0 +1,51 @@
+"""Answers of a model to conversations, from the true assistant boundary of its own chat template.
+
+In: weights, a ChatTemplate, conversations that end in a user's turn. Out: an Answer each.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax_sft.data.chat import ChatTemplate
+from jax_sft.generate import Sampling, generate
+
+Messages = Sequence[Mapping[str, Any]]  # {"role": ..., "content": ...}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model said, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def answer(
+    graphdef: Any,
+    params: Any,
+    *,
+    template: ChatTemplate,
+    conversations: Sequence[Messages],
+    max_new_tokens: int,
+    sampling: Sampling,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Answer every conversation, in one batch.
+
+    `on_token(row, token)` is called as tokens come.
+    """
+    generated = generate(
+        graphdef,
+        params,
+        [template.encode_prompt(messages) for messages in conversations],
+        max_new_tokens=max_new_tokens,
+        stop_ids=template.stop_ids,
+        sampling=sampling,
+        on_token=on_token,
+    )
+    return [
+        Answer(text=template.decode(row.tokens).strip(), tokens=len(row.tokens), stopped=row.stopped)
+        for row in generated
+    ]

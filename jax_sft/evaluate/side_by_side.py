@@ -1,0 +1,89 @@
+"""Two models next to each other: losses by source and answers to the same conversations, as text for a terminal.
+
+In: what was measured of each model, by its name. Out: lines on stdout.
+"""
+
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax_sft.config import DataConfig
+from jax_sft.data.conversation import Account
+from jax_sft.data.formats import read_conversations
+from jax_sft.evaluate.answers import Answer, Messages
+from jax_sft.evaluate.losses import Losses
+
+
+def conversations_of(paths: Sequence[str], *, count: int) -> list[list[dict[str, Any]]]:
+    """The first `count` conversations of files, each up to its last user turn: what a model is asked to answer."""
+    asked = []
+    for conversation in read_conversations(DataConfig(), tuple(paths), Account()) if count else ():
+        turns = [{"role": m.role, "content": m.content} for m in conversation.messages]
+        while turns and turns[-1]["role"] != "user":
+            turns.pop()
+        if turns:
+            asked.append(turns)
+        if len(asked) == count:
+            break
+    return asked
+
+
+def print_losses(results: Mapping[str, Losses]) -> None:
+    """Loss and accuracy of each model, in total and by source; with two models, the change."""
+    models = list(results.values())
+    for name, result in results.items():
+        print(f"{name}: loss {result.loss:.4f}, accuracy {result.accuracy:.1%}, {result.tokens} trained tokens")
+    if len(models) == 2:
+        print(f"loss change: {models[1].loss / models[0].loss - 1:+.1%}")
+    width = max(len(source) for result in models for source in result.by_source)
+    for source in models[0].by_source:
+        parts = [result.by_source[source] for result in models]
+        losses = " -> ".join(f"{part['loss']:.4f}" for part in parts)
+        change = f"  {parts[1]['loss'] / parts[0]['loss'] - 1:+.1%}" if len(parts) == 2 else ""
+        print(f"  {source:<{width}}  {losses}{change}  ({int(parts[0]['tokens'])} tokens)")
+
+
+def print_answers(conversations: Sequence[Messages], answers: Mapping[str, Sequence[Answer]]) -> None:
+    """Each conversation's last prompt, and under it every model's answer in a column of its own."""
+    columns = len(answers)
+    width = max(24, (min(shutil.get_terminal_size().columns, 160) - 3 * (columns - 1)) // columns)
+    headings = [_fit(name, width) for name in answers]
+    for i, messages in enumerate(conversations):
+        before = f" (after {len(messages) - 1} earlier messages)" if len(messages) > 1 else ""
+        print(f"\n{'━' * 3} {messages[-1]['content']}{before}")
+        print(" │ ".join(_pad(h, width) for h in headings))
+        print("─┼─".join("─" * width for _ in headings))
+        blocks = [_wrap(given[i].text + ("" if given[i].stopped else " […]"), width) for given in answers.values()]
+        for row in range(max(len(block) for block in blocks)):
+            cells = [block[row] if row < len(block) else "" for block in blocks]
+            print(" │ ".join(_pad(cell, width) for cell in cells).rstrip())
+
+
+def _columns(text: str) -> int:
+    """Terminal columns of a text: Chinese characters and emoji take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * max(0, width - _columns(text))
+
+
+def _fit(name: str, width: int) -> str:
+    return name if len(name) <= width else "…" + name[-(width - 1) :]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = []
+    for paragraph in text.splitlines() or [""]:
+        words = textwrap.wrap(paragraph, width, drop_whitespace=False) if paragraph.isascii() else [paragraph]
+        for piece in words:
+            line = ""
+            for character in piece:
+                if _columns(line + character) > width:
+                    lines.append(line)
+                    line = ""
+                line += character
+            lines.append(line.rstrip() if paragraph.isascii() else line)
+    return lines

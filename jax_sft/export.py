@@ -1,0 +1,109 @@
+"""Trained weights out, as a Hugging Face folder: from a live state, a workdir's checkpoint, or another model file.
+
+In: parameters and the base they came from. Out: a folder that transformers loads, whose template and stop ids are the
+ones that were trained.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from jax_sft.checkpoint import Checkpoints
+from jax_sft.config import MeshConfig, RunConfig, from_config_dict
+from jax_sft.data.chat import ChatTemplate
+from jax_sft.evaluate.losses import Losses
+from jax_sft.hf.load import Pretrained, load_params, load_pretrained
+from jax_sft.hf.save import save_model
+from jax_sft.model.decoder import abstract_params
+from jax_sft.sharding import make_mesh, shard_params
+
+
+def write_export(
+    base: Pretrained,
+    params: Any,
+    out: pathlib.Path,
+    *,
+    dtype: str,
+    max_shard_size: str,
+    facts: dict[str, Any],
+) -> pathlib.Path:
+    """Write the folder; `facts` go into its model card."""
+    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
+    save_model(
+        out,
+        config=base.config,
+        params=params,
+        tokenizer=base.tokenizer,
+        hf_config=base.hf_config,
+        generation_config=base.generation_config,
+        chat_template=base.chat_template,
+        stop_ids=template.stop_ids,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        facts=facts,
+    )
+    return out
+
+
+def training_facts(
+    config: RunConfig, total_steps: int, before: Losses | None, after: Losses | None
+) -> dict[str, Any]:
+    """What the model card says of the training."""
+    facts: dict[str, Any] = {
+        "base model": config.model.path,
+        "training data": ", ".join(config.data.train),
+        "steps": total_steps,
+        "packed rows per step": config.train.batch_size,
+        "row length": config.data.max_length,
+        "learning rate": config.optim.lr,
+        "schedule": config.optim.schedule,
+        "seed": config.seed,
+    }
+    if before and after:
+        facts["validation loss before"] = round(before.loss, 4)
+        facts["validation loss after"] = round(after.loss, 4)
+    return facts
+
+
+def export_workdir(workdir: pathlib.Path, out: pathlib.Path, *, step: int | None = None, dtype: str | None = None) -> int:
+    """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
+
+    Raises:
+        ValueError: the folder is no workdir, or holds no good checkpoint of that step.
+    """
+    manifest_path = workdir / "manifest.json"
+    if not manifest_path.is_file():
+        raise ValueError(f"{workdir}: holds no manifest.json, so it is no workdir of a run; name the folder given to --workdir")
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    config = from_config_dict(manifest["config"])
+    base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
+    mesh = make_mesh(MeshConfig())
+    shape = abstract_params(base.config)
+    shape = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shard_params(shape, mesh)
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=None)
+    found, params, notes = checkpoints.restore_params(shape, step=step)
+    checkpoints.close()
+    losses = {k: Losses(**notes[k]) if notes.get(k) else None for k in ("before", "after")}
+    facts = training_facts(config, found, losses["before"], losses["after"])
+    write_export(
+        base,
+        params,
+        out,
+        dtype=dtype or config.export.dtype,
+        max_shard_size=config.export.max_shard_size,
+        facts=facts,
+    )
+    return found
+
+
+def export_model(
+    source: str, out: pathlib.Path, *, revision: str | None = None, dtype: str = "bfloat16", max_shard_size: str = "5GB"
+) -> None:
+    """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype."""
+    base = load_pretrained(source, revision=revision)
+    params = load_params(base, shardings=shard_params(abstract_params(base.config), make_mesh(MeshConfig())))
+    write_export(base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts={"rewritten from": source})

@@ -1,0 +1,147 @@
+"""Where numbers go: progress bar, metrics.jsonl, TensorBoard, W&B; and how throughput and MFU are computed.
+
+In: a step number and a flat dict of floats. Out: files in the workdir. Only the first process writes.
+MFU = algorithmic FLOPs of the step (no recomputation, no padding, no masked position) / (seconds x peak FLOP/s of all
+devices); the peak is the data sheet's bf16 number on accelerators and a measured float32 matmul on CPU.
+"""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_log = logging.getLogger(__name__)
+
+# Dense bf16 peak, FLOP/s per chip, by a part of `device_kind`; from the makers' data sheets.
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+class Metrics:
+    """Writers of one run, opened for appending; lines past `start_step` (of a run that was cut off) are removed."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        wandb_project: str | None,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._writes = jax.process_index() == 0
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if not self._writes:
+            return
+        self._path = workdir / "metrics.jsonl"
+        _keep_steps_until(self._path, start_step)
+        _keep_steps_until(workdir / "samples.jsonl", start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+
+                self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            except ImportError:
+                _log.warning("TensorBoard files are not written: install jax-sft[tensorboard], or set log.tensorboard = False")
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError:
+                raise ValueError("log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]") from None
+            self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=dict(config), resume="allow")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line for a step. A value that is not finite is written as null: the file stays JSON."""
+        if not self._writes:
+            return
+        clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Sample answers of a step, a line each, into samples.jsonl (and TensorBoard's text tab)."""
+        if not self._writes:
+            return
+        for number, sample in enumerate(samples):
+            self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+            if self._tensorboard is not None:
+                text = f"**{sample['prompt']}**\n\n{sample['answer']}"
+                self._tensorboard.add_text(f"samples/{number}", text, step)
+        self._samples.flush()
+
+    def close(self) -> None:
+        """Flush and close every writer."""
+        if not self._writes:
+            return
+        self._file.close()
+        self._samples.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _keep_steps_until(path: pathlib.Path, step: int) -> None:
+    """Drop lines of later steps (they will be written again, the same) and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def peak_flops() -> tuple[float, str]:
+    """Peak FLOP/s of all devices together, and where the number comes from."""
+    device = jax.devices()[0]
+    for name, peak in _PEAK_FLOPS.items():
+        if name in device.device_kind:
+            return peak * jax.device_count(), f"data sheet of {name}, bf16, x {jax.device_count()}"
+    # Fake CPU devices share the same cores: the machine's speed is measured once and counted once per process.
+    return _measured_flops() * jax.process_count(), f"measured float32 matmul on {device.device_kind}"
+
+
+def _measured_flops(size: int = 1024, repeats: int = 4) -> float:
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,486 @@
+"""The story of a run: set up, then batch, step, log, evaluate, save; export at the end. All side effects are here.
+
+In: a RunConfig and a workdir. Out: the workdir's files (manifest, metrics, samples, checkpoints, export) and an Outcome.
+Called again on the same workdir, it goes on where the last good checkpoint left off.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jax_sft.checkpoint import Checkpoints
+from jax_sft.config import RunConfig
+from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.dataset import TokenizedSet, tokenize
+from jax_sft.data.loader import Loader
+from jax_sft.evaluate.answers import answer
+from jax_sft.evaluate.losses import Losses, evaluate_losses
+from jax_sft.export import training_facts, write_export
+from jax_sft.generate import Sampling
+from jax_sft.hf.load import Pretrained, load_params, load_pretrained
+from jax_sft.metrics import Metrics, peak_flops
+from jax_sft.model.decoder import abstract_params, build
+from jax_sft.optim import optimizer, schedule
+from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
+from jax_sft.train_step import StepMetrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step
+
+_log = logging.getLogger(__name__)
+
+_VERSIONS_OF = ("jax-sft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    finished: bool  # False: saved on a signal; start again to go on
+    step: int
+    workdir: pathlib.Path
+    export: pathlib.Path | None
+    before: Losses | None  # validation, untrained model
+    after: Losses | None
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or gradient was not a number; the message names the rows of the batch."""
+
+
+@dataclasses.dataclass
+class _Run:
+    """What is set up once."""
+
+    config: RunConfig
+    workdir: pathlib.Path
+    mesh: Mesh
+    base: Pretrained
+    template: ChatTemplate
+    graphdef: Any
+    sources: tuple[str, ...]
+    loader: Loader
+    validation: Loader | None
+    checkpoints: Checkpoints
+    train_step: Callable[..., tuple[TrainState, StepMetrics]]
+    eval_step: Callable[..., Any]
+    lr_at: Callable[[Any], Any]
+
+
+def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
+    """Fine-tune as the config says; resume if the workdir holds a checkpoint.
+
+    Raises:
+        ValueError: anything a user can mend (data, config, model folder, a loss that is not finite).
+        OSError: the workdir cannot be written; the last good checkpoint stays.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    mesh = make_mesh(config.mesh)
+    base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
+    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
+    train_set, validation_set = load_sets(config, template, workdir)
+    sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
+    loader = _training_loader(config, train_set, sources)
+    rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
+
+    with jax.set_mesh(mesh):
+        graphdef = build(base.config, dtype=config.model.dtype, attention=config.model.attention)
+        params_shape = abstract_params(base.config)
+        tx = optimizer(config.optim, loader.total_steps, params_shape)
+        state_shape = abstract_state(params_shape, tx, mesh)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", config.checkpoint, fingerprint=resume_fingerprint(config, base, train_set)
+        )
+        restored = checkpoints.restore(state_shape)
+        if restored is None:
+            start_step, extra = 0, {}
+            state = init_state(load_params(base, shardings=shard_params(params_shape, mesh)), tx, mesh)
+        else:
+            start_step, state, extra = restored
+            _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
+        run = _Run(
+            config=config,
+            workdir=workdir,
+            mesh=mesh,
+            base=base,
+            template=template,
+            graphdef=graphdef,
+            sources=sources,
+            loader=loader,
+            validation=_validation_loader(config, validation_set, sources) if validation_set else None,
+            checkpoints=checkpoints,
+            train_step=make_train_step(
+                graphdef,
+                tx,
+                num_sources=len(sources),
+                remat=config.train.remat,
+                loss_chunk_tokens=config.train.loss_chunk_tokens,
+                mesh=mesh,
+                state_shardings=jax.tree.map(lambda x: x.sharding, state_shape),
+            ),
+            eval_step=make_eval_step(
+                graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
+            ),
+            lr_at=schedule(config.optim, loader.total_steps),
+        )
+        _write_manifest(run, train_set, validation_set, start_step, command)
+        metrics = Metrics(
+            workdir,
+            start_step=start_step,
+            tensorboard=config.log.tensorboard,
+            wandb_project=config.log.wandb_project,
+            config=config.to_dict(),
+        )
+        with contextlib.closing(checkpoints), contextlib.closing(metrics):
+            return _steps(run, state, metrics, rows, start_step, extra, started)
+
+
+def load_sets(
+    config: RunConfig, template: ChatTemplate, workdir: pathlib.Path | None
+) -> tuple[TokenizedSet, TokenizedSet | None]:
+    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir."""
+    cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache" if workdir else None
+    train_set = tokenize(config.data, config.data.train, template, cache_dir=cache)
+    if not config.data.validation:
+        return train_set, None
+    return train_set, tokenize(config.data, config.data.validation, template, cache_dir=cache)
+
+
+def _training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
+    return Loader(
+        train_set,
+        batch_size=config.train.batch_size,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        sources=sources,
+        seed=config.seed,
+        epochs=config.train.epochs,
+        steps=config.train.steps,
+    )
+
+
+def _validation_loader(config: RunConfig, validation_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
+    """One pass over the validation set in a fixed order, in batches of a micro-batch's size."""
+    return Loader(
+        validation_set,
+        batch_size=config.train.batch_size // config.train.accumulation,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        sources=sources,
+        seed=None,
+        epochs=1,
+    )
+
+
+def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
+    """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
+    return {
+        "model": dataclasses.asdict(base.config),
+        "model.dtype": config.model.dtype,
+        "data": train_set.fingerprint,
+        "data.max_length": config.data.max_length,
+        "data.packing": config.data.packing,
+        "seed": config.seed,
+        "train.batch_size": config.train.batch_size,
+        "train.epochs": config.train.epochs,
+        "train.steps": config.train.steps,
+        "train.nonfinite": config.train.nonfinite,
+        **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
+    }
+
+
+def _steps(
+    run: _Run,
+    state: TrainState,
+    metrics: Metrics,
+    rows: np.ndarray,
+    start_step: int,
+    extra: dict[str, Any],
+    started: float,
+) -> Outcome:
+    """The loop itself."""
+    config, total = run.config, run.loader.total_steps
+    before = Losses(**extra["before"]) if extra.get("before") else None
+    best = extra.get("best_loss")
+    skipped = int(extra.get("skipped_steps", 0))
+    after = before
+    if start_step == 0:
+        before = after = _evaluate(run, state.params, metrics, 0, "validation before training")
+        best = before.loss if before else None
+
+    logger = _StepLogger(run, metrics, started)
+    done = saved = start_step
+    bar = tqdm(
+        total=total, initial=start_step, desc="training", unit="step", disable=jax.process_index() > 0, smoothing=0.1
+    )
+    with _signals() as signalled, bar:
+        for step, batch in run.loader.prefetch(start_step, total, rows=rows):
+            placed = put_batch(
+                batch,
+                run.mesh,
+                rows=rows,
+                batch_size=config.train.batch_size,
+                accumulation=config.train.accumulation,
+            )
+            state, measured = run.train_step(state, {}, placed)
+            done = step + 1
+            # Step n runs on the device while the numbers of step n - 1 are read: the device never waits for the host.
+            skipped += logger.finish_pending(bar)
+            logger.pend(step, measured)
+
+            stop = bool(signalled) or run.checkpoints.reached_preemption(done)
+            evaluate_now = done == total or (config.evaluate.every_steps and done % config.evaluate.every_steps == 0)
+            save_now = stop or done == total or done % config.checkpoint.every_steps == 0
+            if not (stop or evaluate_now or save_now):
+                continue
+            skipped += logger.finish_pending(bar)
+            loss = None
+            if evaluate_now and not stop:
+                result = _evaluate(run, state.params, metrics, done, f"validation at step {done}")
+                after = result or after
+                loss = result.loss if result else None
+            improved = loss is not None and (best is None or loss < best)
+            best = loss if improved else best
+            if save_now or improved:
+                notes = {
+                    "best_loss": best,
+                    "skipped_steps": skipped,
+                    "before": before.to_dict() if before else None,
+                    "after": after.to_dict() if after else None,
+                }
+                run.checkpoints.save(done, state, notes, loss=loss, wait=stop or done == total)
+                saved = done
+            logger.restart_clock()
+            if stop:
+                break
+    skipped += logger.finish_pending(None)
+    if skipped:
+        _log.warning("%d steps were skipped because their loss or gradient was not finite", skipped)
+    if done < total:
+        _log.info("saved step %d of %d; run the same command again to go on", saved, total)
+        return Outcome(finished=False, step=done, workdir=run.workdir, export=None, before=before, after=after)
+    if start_step == total:
+        after = Losses(**extra["after"]) if extra.get("after") else None
+        _log.info("this run is finished: step %d of %d", total, total)
+    export = write_export(
+        run.base,
+        state.params,
+        run.workdir / "export",
+        dtype=config.export.dtype,
+        max_shard_size=config.export.max_shard_size,
+        facts=training_facts(config, total, before, after),
+    )
+    return Outcome(finished=True, step=done, workdir=run.workdir, export=export, before=before, after=after)
+
+
+class _StepLogger:
+    """Reads a step's numbers one step late and turns them into a log line."""
+
+    def __init__(self, run: _Run, metrics: Metrics, started: float) -> None:
+        self._run = run
+        self._metrics = metrics
+        self._started = started
+        self._first = True
+        self._pending: tuple[int, StepMetrics] | None = None
+        self._peak, self._peak_source = peak_flops()
+        self._clock = time.perf_counter()
+        self._window = {"tokens": 0.0, "trained": 0.0, "flops": 0.0, "positions": 0.0, "steps": 0.0}
+        _log.info("MFU counts against %.3g FLOP/s: %s", self._peak, self._peak_source)
+
+    def pend(self, step: int, measured: StepMetrics) -> None:
+        """Keep the numbers of a step that was just sent to the device."""
+        self._pending = (step, measured)
+
+    def restart_clock(self) -> None:
+        """Leave what came since the last log line (an evaluation, a save) out of the speed."""
+        self._clock = time.perf_counter()
+        self._window = dict.fromkeys(self._window, 0.0)
+
+    def finish_pending(self, bar: tqdm | None) -> int:
+        """Wait for the kept step and log it. Returns 1 if the step was skipped, else 0.
+
+        Raises:
+            NonFiniteLossError: it was not finite and `train.nonfinite` says stop.
+        """
+        if self._pending is None:
+            return 0
+        (step, measured), self._pending = self._pending, None
+        tally, grad_norm, finite = jax.device_get((measured.tally, measured.grad_norm, measured.finite))
+        run, done = self._run, step + 1
+        if not finite:
+            self._report_nonfinite(step)
+        lengths = run.loader.lengths(step).astype(np.float64)
+        weight = float(np.sum(tally.weight, dtype=np.float64))
+        self._window["tokens"] += lengths.sum()
+        self._window["trained"] += float(np.sum(tally.tokens))
+        self._window["positions"] += run.loader.batch_size * run.loader.max_length
+        self._window["flops"] += run.base.config.train_flops(
+            tokens=lengths.sum(), predicted=float(np.sum(tally.tokens)), sum_squared_lengths=(lengths**2).sum()
+        )
+        self._window["steps"] += 1
+        values = {
+            "loss": float(np.sum(tally.loss, dtype=np.float64)) / weight if weight else float("nan"),
+            "accuracy": float(np.sum(tally.correct, dtype=np.float64)) / weight if weight else float("nan"),
+            "lr": float(run.lr_at(step)),
+            "grad_norm": float(grad_norm),
+            "epoch": run.loader.epoch_of(done),
+        }
+        if self._first:
+            self._first = False
+            values["seconds_to_first_step"] = time.perf_counter() - self._started
+            self.restart_clock()  # the first step compiles: its speed says nothing
+        if bar is not None:
+            bar.update()
+            bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.2e}", refresh=False)
+        if done % run.config.log.every_steps == 0 or done == run.loader.total_steps:
+            if self._window["steps"]:
+                values |= self._speed()
+                if bar is not None:
+                    bar.set_postfix_str(
+                        f"loss={values['loss']:.4f} lr={values['lr']:.2e} grad={values['grad_norm']:.2f} "
+                        f"tok/s={values['tokens_per_s']:.0f} trained/s={values['trained_tokens_per_s']:.0f} "
+                        f"pad={values['padding_share']:.1%} mfu={values['mfu']:.1%}"
+                    )
+            self._metrics.write(done, values)
+            self.restart_clock()
+        return 0 if finite else 1
+
+    def _speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._clock
+        window = self._window
+        return {
+            "tokens_per_s": window["tokens"] / seconds,
+            "trained_tokens_per_s": window["trained"] / seconds,
+            "padding_share": 1 - window["tokens"] / window["positions"],
+            "mfu": window["flops"] / seconds / self._peak,
+            "seconds_per_step": seconds / window["steps"],
+        }
+
+    def _report_nonfinite(self, step: int) -> None:
+        ids = self._run.loader.ids(step)
+        shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+        message = (
+            f"step {step + 1}: the loss or its gradient is not finite; the weights were left as they were. Rows of this "
+            f"batch: {shown}. Look at them with `jax-sft data --dump`, lower optim.lr, or set train.nonfinite = 'skip'"
+        )
+        if self._run.config.train.nonfinite == "stop":
+            raise NonFiniteLossError(message)
+        _log.warning(message)
+
+
+def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int, label: str) -> Losses | None:
+    """Validation losses and sample answers, into the log and the metrics."""
+    losses = None
+    if run.validation is not None:
+        losses = evaluate_losses(
+            run.eval_step,
+            params,
+            frozen={},
+            loader=run.validation,
+            mesh=run.mesh,
+            sources=run.sources,
+            label=label,
+        )
+        values = {"validation/loss": losses.loss, "validation/accuracy": losses.accuracy}
+        values |= {f"validation/loss/{name}": part["loss"] for name, part in losses.by_source.items()}
+        metrics.write(step, values)
+        _say(f"{label}: loss {losses.loss:.4f}, accuracy {losses.accuracy:.1%}, {losses.tokens} trained tokens")
+    prompts = run.config.evaluate.prompts
+    if prompts:
+        answers = answer(
+            run.graphdef,
+            params,
+            template=run.template,
+            conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
+            max_new_tokens=run.config.evaluate.max_new_tokens,
+            sampling=Sampling(),
+        )
+        samples = [
+            {"prompt": prompt, "answer": a.text, "tokens": a.tokens, "stopped": a.stopped}
+            for prompt, a in zip(prompts, answers, strict=True)
+        ]
+        metrics.write_samples(step, samples)
+        for sample in samples:
+            _say(f"  > {sample['prompt']}\n    {sample['answer']}{'' if sample['stopped'] else ' …'}")
+    return losses
+
+
+def _write_manifest(
+    run: _Run, train_set: TokenizedSet, validation_set: TokenizedSet | None, start_step: int, command: str
+) -> None:
+    """Config, versions, data hashes, seed and command; each start of the run adds a line to `starts`."""
+    if jax.process_index() != 0:
+        return
+    path = run.workdir / "manifest.json"
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest = {
+        "command": command,
+        "seed": run.config.seed,
+        "config": run.config.to_dict(),
+        "data": {
+            "train": train_set.fingerprint,
+            "validation": validation_set.fingerprint if validation_set else None,
+            "account": dataclasses.asdict(train_set.account),
+        },
+        "versions": versions,
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "processes": jax.process_count(),
+        "total_steps": run.loader.total_steps,
+        "starts": [*starts, {"at": now, "from_step": start_step, "command": command}],
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT ends at once. Not under jax.distributed.
+
+    There JAX's own preemption service listens to SIGTERM and all processes agree on the step.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        _say("\nstopping: saving after this step")
+
+    if jax.distributed.is_initialized():
+        yield received
+        return
+    try:
+        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread (a notebook's worker): the host program keeps its own handlers
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    """A line above the progress bars, from the first process."""
+    if jax.process_index() == 0:
+        tqdm.write(text)

@@ -1,0 +1,154 @@
+"""The door: a config is checked whole, and every problem comes out at once with the way out."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jax_sft import config as configs
+from jax_sft.config import ConfigError, RunConfig
+
+
+def good():
+    config = configs.default()
+    config.model.path = "somewhere"
+    config.data.train = ("train.jsonl",)
+    config.train.steps = 10
+    return config
+
+
+def problems(config, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        configs.from_config_dict(config, overrides)
+    return str(caught.value)
+
+
+def test_default_config_holds_every_key_of_the_dataclasses():
+    def keys(tree, prefix=""):
+        for name, value in tree.items():
+            if isinstance(value, dict) and name != "columns":
+                yield from keys(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert sorted(keys(configs.default().to_dict())) == sorted(configs.known_keys())
+
+
+def test_a_good_config_becomes_frozen_dataclasses():
+    run = configs.from_config_dict(good())
+    assert run.train.steps == 10
+    assert run.data.train == ("train.jsonl",)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.train.steps = 11  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_manifest_form_of_a_config_reads_back_as_the_same_config():
+    run = configs.from_config_dict(good(), ["data.columns.messages=chat", "optim.lr=3e-4"])
+    assert configs.from_config_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_all_problems_come_out_at_once_with_the_nearest_name():
+    config = good()
+    config.optim.learning_rate = 1e-4
+    config.optim.schedule = "cosin"
+    config.train.batch_size = "many"
+    config.trian = {"steps": 1}
+    text = problems(config)
+    assert "4 problems" in text
+    assert "optim.learning_rate is not a config key" in text
+    assert "'cosin' is not one of cosine, linear, constant, wsd; did you mean cosine?" in text
+    assert "train.batch_size = 'many' is not a whole number" in text
+    assert "trian is not a config key" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("optim.lrr", "optim.lr"), ("data.max_len", "data.max_length"), ("train.warmup_steps", "optim.warmup_steps")],
+)
+def test_a_misspelt_override_names_the_nearest_key(wrong, right):
+    assert f"{wrong} is not a config key; did you mean {right}?" in problems(good(), [f"{wrong}=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optim.lr=1e-5", "lr", 1e-5),
+        ("optim.warmup_steps=3", "warmup_steps", 3),
+        ("optim.clip_norm=None", "clip_norm", None),
+        ("optim.schedule=linear", "schedule", "linear"),
+    ],
+)
+def test_overrides_are_typed_by_the_field(override, key, value):
+    assert getattr(configs.from_config_dict(good(), [override]).optim, key) == value
+
+
+def test_overrides_set_lists_booleans_and_column_names():
+    run = configs.from_config_dict(
+        good(), ["data.train=('a.jsonl', 'b.jsonl')", "data.packing=false", "data.columns.messages=chat"]
+    )
+    assert run.data.train == ("a.jsonl", "b.jsonl")
+    assert run.data.packing is False
+    assert run.data.columns == {"messages": "chat"}
+
+
+def test_a_section_cannot_be_overwritten_by_a_value():
+    assert "optim is not a config key" in problems(good(), ["optim=3"])
+
+
+def test_an_override_without_a_value_is_named():
+    assert "has no '='" in problems(good(), ["optim.lr"])
+
+
+def test_a_whole_float_is_a_whole_number_and_a_boolean_is_not():
+    assert configs.from_config_dict(good(), ["train.batch_size=8.0"]).train.batch_size == 8
+    assert "train.batch_size = True is not a whole number" in problems(good(), ["train.batch_size=true"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.path="], "model.path is empty"),
+        (["data.train=()"], "data.train is empty"),
+        (["train.epochs=1.0"], "both are set; set exactly one"),
+        (["train.steps=None"], "neither is set; set exactly one"),
+        (["train.batch_size=6", "train.accumulation=4"], "cannot be cut into train.accumulation = 4"),
+        (["optim.warmup_steps=10"], "optim.warmup_steps = 10 but train.steps = 10; make the warmup shorter"),
+        (["evaluate.every_steps=5"], "there is nothing to evaluate"),
+        (["mesh.data=-1"], "only one axis may be -1"),
+        (["mesh.tensor=0"], "mesh.tensor = 0 must be a number of devices"),
+        (["optim.lr=-1.0"], "optim.lr = -1.0 must not be negative"),
+        (["checkpoint.every_steps=0"], "checkpoint.every_steps = 0 must be greater than 0"),
+    ],
+)
+def test_values_that_do_not_combine_are_named_with_the_way_out(overrides, message):
+    assert message in problems(good(), overrides)
+
+
+def test_the_run_config_itself_is_complete_without_a_config_file():
+    with pytest.raises(ConfigError, match="model.path is empty"):
+        configs.from_config_dict(RunConfig().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "has no function get_config"),
+        ("def get_config():\n    return 3\n", "returned int, not a ConfigDict"),
+        ("def get_config():\n    raise RuntimeError('boom')\n", "get_config\\(\\) failed with RuntimeError: boom"),
+        ("def get_config(:\n", "failed with SyntaxError"),
+        (
+            "from jax_sft import config\ndef get_config():\n    c = config.default()\n    c.optm.lr = 1\n    return c\n",
+            "did you mean optim",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_says_where_and_why(tmp_path, text, message):
+    file = tmp_path / "c.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        configs.load(file)
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(ConfigError, match="no/such.py: no such file"):
+        configs.load("no/such.py")
