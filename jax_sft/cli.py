@@ -293,14 +293,14 @@ class _StreamedText:
     """Prints an answer while its tokens come; a character is held back until all its bytes are there."""
 
     def __init__(self, assistant: "Assistant") -> None:
-        self._decode = assistant.template.decode
+        self._tokenizer = assistant.template.tokenizer
         self._tokens: list[int] = []
         self._shown = ""
 
     def add(self, row: int, token: int) -> None:
         del row
         self._tokens.append(token)
-        text = self._decode(self._tokens).lstrip()
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True).lstrip()
         if text.startswith(self._shown) and not text.endswith("\ufffd"):
             print(text[len(self._shown) :], end="", flush=True)
             self._shown = text

@@ -4,12 +4,14 @@ In: a RunConfig and a workdir. Out: the workdir's files (manifest, metrics, samp
 Called again on the same workdir, it goes on where the last good checkpoint left off.
 """
 
+import collections
 import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -37,10 +39,19 @@ from jax_sft.metrics import Metrics, peak_flops
 from jax_sft.model.decoder import abstract_params, build
 from jax_sft.optim import optimizer, schedule
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
-from jax_sft.train_step import StepMetrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step
+from jax_sft.train_step import (
+    StepMetrics,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    state_shardings,
+)
 
 _log = logging.getLogger(__name__)
 
+_SPEED_STEPS = 20  # speed is an average over this many steps
 _VERSIONS_OF = ("jax-sft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
 
@@ -129,7 +140,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
                 remat=config.train.remat,
                 loss_chunk_tokens=config.train.loss_chunk_tokens,
                 mesh=mesh,
-                state_shardings=jax.tree.map(lambda x: x.sharding, state_shape),
+                state_shardings=state_shardings(params_shape, tx, mesh),
             ),
             eval_step=make_eval_step(
                 graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
@@ -247,26 +258,25 @@ def _steps(
             if not (stop or evaluate_now or save_now):
                 continue
             skipped += logger.finish_pending(bar)
-            loss = None
-            if evaluate_now and not stop:
-                result = _evaluate(run, state.params, metrics, done, f"validation at step {done}")
-                after = result or after
-                loss = result.loss if result else None
-            improved = loss is not None and (best is None or loss < best)
-            best = loss if improved else best
-            if save_now or improved:
-                notes = {
-                    "best_loss": best,
-                    "skipped_steps": skipped,
-                    "before": before.to_dict() if before else None,
-                    "after": after.to_dict() if after else None,
-                }
-                run.checkpoints.save(done, state, notes, loss=loss, wait=stop or done == total)
-                saved = done
-            logger.restart_clock()
+            with logger.paused():
+                loss = None
+                if evaluate_now and not stop:
+                    result = _evaluate(run, state.params, metrics, done, f"validation at step {done}")
+                    after = result or after
+                    loss = result.loss if result else None
+                improved = loss is not None and (best is None or loss < best)
+                best = loss if improved else best
+                if save_now or improved:
+                    notes = {
+                        "best_loss": best,
+                        "skipped_steps": skipped,
+                        "before": before.to_dict() if before else None,
+                        "after": after.to_dict() if after else None,
+                    }
+                    run.checkpoints.save(done, state, notes, loss=loss, wait=stop or done == total)
+                    saved = done
             if stop:
                 break
-    skipped += logger.finish_pending(None)
     if skipped:
         _log.warning("%d steps were skipped because their loss or gradient was not finite", skipped)
     if done < total:
@@ -293,23 +303,26 @@ class _StepLogger:
         self._run = run
         self._metrics = metrics
         self._started = started
-        self._first = True
         self._pending: tuple[int, StepMetrics] | None = None
-        self._peak, self._peak_source = peak_flops()
-        self._clock = time.perf_counter()
-        self._window = {"tokens": 0.0, "trained": 0.0, "flops": 0.0, "positions": 0.0, "steps": 0.0}
-        _log.info("MFU counts against %.3g FLOP/s: %s", self._peak, self._peak_source)
+        self._peak, source = peak_flops()
+        self._paused = 0.0  # seconds of evaluations and saves, which are no training
+        # Clock and running sums after each of the last steps. Speed is measured over all of them: a single interval
+        # between two readings may be zero, since a step can be finished long before its numbers are read.
+        self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
+        _log.info("MFU counts against %.3g FLOP/s: %s", self._peak, source)
 
     def pend(self, step: int, measured: StepMetrics) -> None:
         """Keep the numbers of a step that was just sent to the device."""
         self._pending = (step, measured)
 
-    def restart_clock(self) -> None:
-        """Leave what came since the last log line (an evaluation, a save) out of the speed."""
-        self._clock = time.perf_counter()
-        self._window = dict.fromkeys(self._window, 0.0)
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time spent inside out of the speed."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
 
-    def finish_pending(self, bar: tqdm | None) -> int:
+    def finish_pending(self, bar: tqdm) -> int:
         """Wait for the kept step and log it. Returns 1 if the step was skipped, else 0.
 
         Raises:
@@ -320,53 +333,53 @@ class _StepLogger:
         (step, measured), self._pending = self._pending, None
         tally, grad_norm, finite = jax.device_get((measured.tally, measured.grad_norm, measured.finite))
         run, done = self._run, step + 1
-        if not finite:
-            self._report_nonfinite(step)
-        lengths = run.loader.lengths(step).astype(np.float64)
         weight = float(np.sum(tally.weight, dtype=np.float64))
-        self._window["tokens"] += lengths.sum()
-        self._window["trained"] += float(np.sum(tally.tokens))
-        self._window["positions"] += run.loader.batch_size * run.loader.max_length
-        self._window["flops"] += run.base.config.train_flops(
-            tokens=lengths.sum(), predicted=float(np.sum(tally.tokens)), sum_squared_lengths=(lengths**2).sum()
-        )
-        self._window["steps"] += 1
         values = {
-            "loss": float(np.sum(tally.loss, dtype=np.float64)) / weight if weight else float("nan"),
-            "accuracy": float(np.sum(tally.correct, dtype=np.float64)) / weight if weight else float("nan"),
+            "loss": float(np.sum(tally.loss, dtype=np.float64)) / weight if weight else math.nan,
+            "accuracy": float(np.sum(tally.correct, dtype=np.float64)) / weight if weight else math.nan,
             "lr": float(run.lr_at(step)),
             "grad_norm": float(grad_norm),
             "epoch": run.loader.epoch_of(done),
         }
-        if self._first:
-            self._first = False
+        if not self._marks:
             values["seconds_to_first_step"] = time.perf_counter() - self._started
-            self.restart_clock()  # the first step compiles: its speed says nothing
-        if bar is not None:
-            bar.update()
-            bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.2e}", refresh=False)
-        if done % run.config.log.every_steps == 0 or done == run.loader.total_steps:
-            if self._window["steps"]:
-                values |= self._speed()
-                if bar is not None:
-                    bar.set_postfix_str(
-                        f"loss={values['loss']:.4f} lr={values['lr']:.2e} grad={values['grad_norm']:.2f} "
-                        f"tok/s={values['tokens_per_s']:.0f} trained/s={values['trained_tokens_per_s']:.0f} "
-                        f"pad={values['padding_share']:.1%} mfu={values['mfu']:.1%}"
-                    )
+        values |= self._speed(run.loader.lengths(step).astype(np.int64), int(np.sum(tally.tokens)))
+        bar.update()
+        shown = {"loss": "loss={:.4f}", "lr": "lr={:.2e}", "grad_norm": "grad={:.2f}", "tokens_per_s": "tok/s={:.0f}"}
+        shown |= {"trained_tokens_per_s": "trained/s={:.0f}", "padding_share": "pad={:.1%}", "mfu": "mfu={:.1%}"}
+        bar.set_postfix_str(" ".join(text.format(values[key]) for key, text in shown.items() if key in values))
+        if done % run.config.log.every_steps == 0 or done == run.loader.total_steps or not finite:
             self._metrics.write(done, values)
-            self.restart_clock()
+        if not finite:
+            self._report_nonfinite(step)
         return 0 if finite else 1
 
-    def _speed(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._clock
-        window = self._window
+    def _speed(self, lengths: np.ndarray, trained: int) -> dict[str, float]:
+        """Tokens per second, padding and MFU over the last steps; nothing after the first, which compiles."""
+        run = self._run
+        flops = run.base.config.train_flops(
+            tokens=int(lengths.sum()), predicted_tokens=trained, squared_lengths=int((lengths**2).sum())
+        )
+        sums = {
+            "tokens": float(lengths.sum()),
+            "trained": float(trained),
+            "positions": float(run.loader.batch_size * run.loader.max_length),
+            "flops": float(flops),
+            "steps": 1.0,
+        }
+        before = self._marks[-1] if self._marks else dict.fromkeys(sums, 0.0)
+        mark = {key: before[key] + value for key, value in sums.items()}
+        mark["seconds"] = time.perf_counter() - self._paused
+        self._marks.append(mark)
+        if len(self._marks) == 1:
+            return {"padding_share": 1 - sums["tokens"] / sums["positions"]}
+        done = {key: mark[key] - self._marks[0][key] for key in mark}
         return {
-            "tokens_per_s": window["tokens"] / seconds,
-            "trained_tokens_per_s": window["trained"] / seconds,
-            "padding_share": 1 - window["tokens"] / window["positions"],
-            "mfu": window["flops"] / seconds / self._peak,
-            "seconds_per_step": seconds / window["steps"],
+            "padding_share": 1 - done["tokens"] / done["positions"],
+            "tokens_per_s": done["tokens"] / done["seconds"],
+            "trained_tokens_per_s": done["trained"] / done["seconds"],
+            "mfu": done["flops"] / done["seconds"] / self._peak,
+            "seconds_per_step": done["seconds"] / done["steps"],
         }
 
     def _report_nonfinite(self, step: int) -> None:
@@ -397,7 +410,7 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int, label: str) -
         values = {"validation/loss": losses.loss, "validation/accuracy": losses.accuracy}
         values |= {f"validation/loss/{name}": part["loss"] for name, part in losses.by_source.items()}
         metrics.write(step, values)
-        _say(f"{label}: loss {losses.loss:.4f}, accuracy {losses.accuracy:.1%}, {losses.tokens} trained tokens")
+        _say(f"{label}: loss {losses.loss:.4f}, accuracy {losses.accuracy:.1%}, {losses.tokens:.0f} trained tokens")
     prompts = run.config.evaluate.prompts
     if prompts:
         answers = answer(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jax_sft.batch import Batch
+from jax_sft.data.conversation import Sequence
 from jax_sft.data.dataset import TokenizedSet
 from jax_sft.data.packing import fill_rows, pack, predict_capacity
 
@@ -35,6 +36,8 @@ class Loader:
         epochs: float | None = None,
         steps: int | None = None,
     ) -> None:
+        if not len(dataset):
+            raise ValueError("the tokenised set is empty: there is no batch to make of it")
         self.dataset = dataset
         self.batch_size = batch_size
         self.max_length = max_length
@@ -43,8 +46,8 @@ class Loader:
         self.predict_capacity = predict_capacity(
             dataset.lengths_N, dataset.trained_N, max_length=max_length, packing=packing
         )
-        self._source_index = np.asarray([sources.index(s) for s in dataset.sources], np.int32)
-        self._lock = threading.RLock()
+        self._source_index = [sources.index(s) for s in dataset.sources]
+        self._lock = threading.Lock()
         self._plans: dict[int, list[np.ndarray]] = {}
         self._starts = [0]  # first row of each planned epoch in the stream, and the row after the last
         if epochs is not None:
@@ -61,7 +64,7 @@ class Loader:
         if rows is not None:
             chosen = [chosen[r] if r < len(chosen) else np.zeros(0, np.int64) for r in rows]
         return fill_rows(
-            [[(self.dataset[i], self._source_index[self.dataset.source_ids_N[i]]) for i in row] for row in chosen],
+            [[self._sequence(i) for i in row.tolist()] for row in chosen],
             length=self.max_length,
             predict_capacity=self.predict_capacity,
             num_rows=self.batch_size if rows is None else len(rows),
@@ -81,12 +84,13 @@ class Loader:
         row = step * self.batch_size
         if self._end_row is not None:
             row = min(row, self._end_row)
-        epoch = self._epoch_of_row(row) if row < self._starts[-1] else len(self._starts) - 2
+        epoch = self._epoch_of_row(max(row - 1, 0))  # the last row done: the epoch after it need not be planned
         return epoch + (row - self._starts[epoch]) / (self._starts[epoch + 1] - self._starts[epoch])
 
     def rows_per_epoch(self) -> int:
         """Packed rows of the first epoch (later epochs differ by a row or two)."""
-        return len(self._plan(0))
+        self._epoch_of_row(0)
+        return self._starts[1]
 
     def fill(self) -> float:
         """Share of the positions of the first epoch's rows that hold a token."""
@@ -127,6 +131,9 @@ class Loader:
             stop.set()
             thread.join()
 
+    def _sequence(self, i: int) -> tuple[Sequence, int]:
+        return self.dataset[i], self._source_index[self.dataset.source_ids_N[i]]
+
     def _rows_of(self, step: int) -> list[np.ndarray]:
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} is outside the run of {self.total_steps} steps")
@@ -153,29 +160,29 @@ class Loader:
         return bisect.bisect_right(self._starts, row) - 1
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        """Rows of an epoch. Only the last two plans are kept; the row counts of all are."""
-        with self._lock:  # the thread that works ahead and the loop both ask
-            return self._plan_locked(epoch)
-
-    def _plan_locked(self, epoch: int) -> list[np.ndarray]:
-        if epoch not in self._plans:
-            # Each epoch has its own draw: the same neighbours in a row would never meet others otherwise.
-            seed = None if self.seed is None else int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-            if self.packing:
-                plan = pack(
-                    self.dataset.lengths_N,
-                    self.dataset.trained_N,
-                    capacity=self.max_length,
-                    predict_capacity=self.predict_capacity,
-                    seed=seed,
-                )
-            else:
-                count = len(self.dataset)
-                order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
-                plan = [order[i : i + 1] for i in range(count)]
-            while len(self._plans) >= 2:
-                self._plans.pop(min(self._plans))
+        """Rows of an epoch. Only the two plans asked for last are kept; the row counts of all are."""
+        with self._lock:  # the thread that works ahead and the loop both ask, at times on two sides of an epoch's end
+            plan = self._plans.pop(epoch, None)
+            if plan is None:
+                plan = self._make_plan(epoch)
+                if epoch == len(self._starts) - 1:
+                    self._starts.append(self._starts[-1] + len(plan))
             self._plans[epoch] = plan
-            if epoch == len(self._starts) - 1:
-                self._starts.append(self._starts[-1] + len(plan))
-        return self._plans[epoch]
+            while len(self._plans) > 2:
+                self._plans.pop(next(iter(self._plans)))
+            return plan
+
+    def _make_plan(self, epoch: int) -> list[np.ndarray]:
+        # Each epoch has its own draw: the same neighbours in a row would never meet others otherwise.
+        seed = None if self.seed is None else int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        if self.packing:
+            return pack(
+                self.dataset.lengths_N,
+                self.dataset.trained_N,
+                capacity=self.max_length,
+                predict_capacity=self.predict_capacity,
+                seed=seed,
+            )
+        count = len(self.dataset)
+        order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+        return [order[i : i + 1] for i in range(count)]

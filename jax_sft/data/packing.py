@@ -6,6 +6,7 @@ Letters: N sequences, T positions in a row, P predicted positions in a row.
 """
 
 import bisect
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,18 +17,38 @@ from jax_sft.data.conversation import Sequence
 
 _PREDICT_MULTIPLE = 64  # predicted positions are rounded up to this: even chunks for the head
 _PREDICT_SLACK = 1.1  # room over the mean trained share, so that balancing costs no fill
-_TRIES = 64  # rows looked at for one sequence before a new one is opened
+_PREDICT_GROWTH = 1.25  # step to the next larger P that is tried
+_ROWS_FOR_PREDICT = 1.02  # rows that a small P may cost: the layers are paid for in rows
+_SAMPLE = 20_000  # sequences that P is tried on
+_JITTER = 0.7  # the next sequence of a row may be this much shorter than the longest, while there is room for two
+_TRIES = 32  # sequences looked at for one with few enough trained positions, before only shorter ones are
 
 
 def predict_capacity(lengths_N: np.ndarray, trained_N: np.ndarray, *, max_length: int, packing: bool = True) -> int:
     """P, the static number of predicted positions in a row: a bit over the mean trained share, never under the largest.
 
-    The head and the loss pay for P positions a row, not for T.
+    The head and the loss pay for P positions a row, not for T. Where so few predicted positions would cost more than
+    2 % more rows (long prompts that cannot be mixed with long answers), P grows until they do not.
     """
     largest = int(trained_N.max(initial=1))
+    if not packing:
+        return _round_up(largest, max_length)
     share = float(trained_N.sum()) / max(float(lengths_N.sum()), 1.0)
-    wanted = max(largest, _PREDICT_SLACK * share * max_length) if packing else largest
-    return min(max_length, -(-int(np.ceil(wanted)) // _PREDICT_MULTIPLE) * _PREDICT_MULTIPLE)
+    wanted = max(largest, _PREDICT_SLACK * share * max_length)
+    sample = np.random.default_rng(0).permutation(len(lengths_N))[:_SAMPLE]
+
+    def num_rows(predicted: int) -> int:
+        rows = pack(lengths_N[sample], trained_N[sample], capacity=max_length, predict_capacity=predicted, seed=None)
+        return len(rows)
+
+    most_rows = _ROWS_FOR_PREDICT * num_rows(max_length)
+    while (predicted := _round_up(wanted, max_length)) < max_length and num_rows(predicted) > most_rows:
+        wanted *= _PREDICT_GROWTH
+    return predicted
+
+
+def _round_up(predicted: float, max_length: int) -> int:
+    return min(max_length, math.ceil(predicted / _PREDICT_MULTIPLE) * _PREDICT_MULTIPLE)
 
 
 def pack(
@@ -35,62 +56,84 @@ def pack(
 ) -> list[np.ndarray]:
     """Best-fit-decreasing bin packing under two capacities: positions and predicted positions.
 
-    Each sequence goes, longest first, into the fullest row that still holds it (Johnson 1974, with a second
-    dimension as a condition). A seed shuffles equals before and rows after; None keeps the input's order.
+    Each row starts with the longest sequence left and takes, again and again, the longest that still fits (row by row,
+    Johnson 1974). It takes it from those trained more than the mean while the row is trained less, and the other way
+    round: else the long prompts would fill rows of their own, and the long answers would be left with rows that are
+    out of predicted positions while half empty. A seed draws among equals and, while there is room for more than one,
+    among nearly equals (other neighbours meet each time), and shuffles the rows; None keeps the order.
 
     Returns:
         Rows of sequence indices; each sequence stands in exactly one.
     """
-    if len(lengths_N) and (lengths_N.max() > capacity or trained_N.max() > predict_capacity):
-        raise AssertionError(f"a sequence of {lengths_N.max()} positions cannot fit a row of {capacity}")
+    if len(lengths_N) and not (1 <= lengths_N.min() <= lengths_N.max() <= capacity):
+        raise AssertionError(f"lengths {lengths_N.min()} to {lengths_N.max()} do not fit rows of {capacity} positions")
+    if trained_N.max(initial=0) > predict_capacity:
+        raise AssertionError(f"{trained_N.max()} trained positions do not fit rows with room for {predict_capacity}")
     rng = np.random.default_rng(seed) if seed is not None else None
     order = rng.permutation(len(lengths_N)) if rng is not None else np.arange(len(lengths_N))
-    order = order[np.argsort(-lengths_N[order], kind="stable")]
+    mean_share = float(trained_N.sum()) / max(float(lengths_N.sum()), 1.0)
+    is_high = (trained_N > mean_share * lengths_N)[order]
+    lengths, trained = lengths_N.tolist(), trained_N.tolist()
+    nearness = rng.uniform(_JITTER, 1.0, len(order)).tolist() if rng is not None else [1.0] * len(order)
+    low = _Pool(order[~is_high].tolist(), lengths, trained)
+    high = _Pool(order[is_high].tolist(), lengths, trained)
 
     rows: list[list[int]] = []
-    predict_left: list[int] = []
-    rows_by_room: dict[int, list[int]] = {}  # free positions -> rows
-    rooms: list[int] = []  # the keys of rows_by_room, ascending
-    for i in tqdm(order.tolist(), desc="packing", unit="seq", delay=2, leave=False):
-        length, trained = int(lengths_N[i]), int(trained_N[i])
-        room = _take_row(rows_by_room, rooms, predict_left, length, trained)
-        if room is None:
-            row, free = len(rows), capacity
-            rows.append([])
-            predict_left.append(predict_capacity)
-        else:
-            row, free = room
-        rows[row].append(i)
-        predict_left[row] -= trained
-        left = free - length
-        if left:
-            if left not in rows_by_room:
-                rows_by_room[left] = []
-                bisect.insort(rooms, left)
-            rows_by_room[left].append(row)
+    with tqdm(total=len(order), desc="packing", unit="seq", delay=2, leave=False) as progress:
+        while longest := max(low.longest(), high.longest()):
+            row, free, predict_free, surplus = [], capacity, predict_capacity, 0.0
+            i = (high if high.longest() == longest else low).take(free, predict_free, 1.0)
+            while i is not None:
+                row.append(i)
+                free -= lengths[i]
+                predict_free -= trained[i]
+                surplus += trained[i] - mean_share * lengths[i]
+                wanted, other = (low, high) if surplus > 0 else (high, low)
+                near = nearness[i]
+                i = wanted.take(free, predict_free, near)
+                if i is None:
+                    i = other.take(free, predict_free, near)
+            rows.append(row)
+            progress.update(len(row))
     if rng is not None:
         rng.shuffle(rows)
     return [np.asarray(row, np.int64) for row in rows]
 
 
-def _take_row(
-    rows_by_room: dict[int, list[int]], rooms: list[int], predict_left: list[int], length: int, trained: int
-) -> tuple[int, int] | None:
-    """The fullest row with room for both, taken out of the index, and its free positions."""
-    tries = 0
-    for k in range(bisect.bisect_left(rooms, length), len(rooms)):
-        room = rooms[k]
-        candidates = rows_by_room[room]
-        for j in range(len(candidates) - 1, -1, -1):
-            if predict_left[candidates[j]] >= trained:
-                row = candidates.pop(j)
-                if not candidates:
-                    del rows_by_room[room], rooms[k]
-                return row, room
-            tries += 1
-            if tries >= _TRIES:
-                return None
-    return None
+class _Pool:
+    """Sequences that no row holds yet, by length."""
+
+    def __init__(self, order: list[int], lengths: list[int], trained: list[int]) -> None:
+        self._trained = trained
+        self._by_length: dict[int, list[int]] = {}
+        for i in reversed(order):  # the first is taken first, from the end
+            self._by_length.setdefault(lengths[i], []).append(i)
+        self._lengths = sorted(self._by_length)
+
+    def longest(self) -> int:
+        """Length of the longest sequence; 0 when the pool is empty."""
+        return self._lengths[-1] if self._lengths else 0
+
+    def take(self, free: int, predict_free: int, near: float) -> int | None:
+        """The longest sequence that fits, taken out; or None. Where two would fit, one of `near` times its length."""
+        tries = 0
+        k = bisect.bisect_right(self._lengths, free) - 1
+        if k >= 0 and 2 * self._lengths[k] <= free:
+            k = bisect.bisect_left(self._lengths, near * self._lengths[k])
+        while k >= 0:
+            same_length = self._by_length[self._lengths[k]]
+            for j in range(len(same_length) - 1, -1, -1):
+                if self._trained[same_length[j]] <= predict_free:
+                    i = same_length.pop(j)
+                    if not same_length:
+                        del self._by_length[self._lengths.pop(k)]
+                    return i
+                tries += 1
+                if tries == _TRIES:  # a sequence this short fits, however much of it is trained
+                    k = min(k, bisect.bisect_right(self._lengths, predict_free))
+                    break
+            k -= 1
+        return None
 
 
 def fill_rows(

@@ -46,6 +46,6 @@ def answer(
         on_token=on_token,
     )
     return [
-        Answer(text=template.decode(row.tokens).strip(), tokens=len(row.tokens), stopped=row.stopped)
+        Answer(text=template.tokenizer.decode(row.tokens, skip_special_tokens=True).strip(), tokens=len(row.tokens), stopped=row.stopped)
         for row in generated
     ]

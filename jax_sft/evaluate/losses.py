@@ -25,7 +25,7 @@ class Losses:
 
     loss: float
     accuracy: float
-    tokens: int
+    tokens: float
     by_source: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,20 +56,4 @@ def evaluate_losses(
             total = tally if total is None else jax.tree.map(np.add, total, tally)
             bar.update()
     assert total is not None, "a tokenised set is never empty"
-    return losses_of(total, sources)
-
-
-def losses_of(tally: Tally, sources: tuple[str, ...]) -> Losses:
-    """Divide the sums, once. A source without trained tokens is left out."""
-    loss, weight, correct, tokens = (np.asarray(x, np.float64) for x in tally)
-    by_source = {
-        name: {"loss": loss[i] / weight[i], "accuracy": correct[i] / weight[i], "tokens": int(tokens[i])}
-        for i, name in enumerate(sources)
-        if weight[i] > 0
-    }
-    return Losses(
-        loss=float(loss.sum() / weight.sum()),
-        accuracy=float(correct.sum() / weight.sum()),
-        tokens=int(tokens.sum()),
-        by_source=by_source,
-    )
+    return Losses(**total.mean(), by_source=total.by_source(sources))

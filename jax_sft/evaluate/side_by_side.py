@@ -34,7 +34,7 @@ def print_losses(results: Mapping[str, Losses]) -> None:
     """Loss and accuracy of each model, in total and by source; with two models, the change."""
     models = list(results.values())
     for name, result in results.items():
-        print(f"{name}: loss {result.loss:.4f}, accuracy {result.accuracy:.1%}, {result.tokens} trained tokens")
+        print(f"{name}: loss {result.loss:.4f}, accuracy {result.accuracy:.1%}, {result.tokens:.0f} trained tokens")
     if len(models) == 2:
         print(f"loss change: {models[1].loss / models[0].loss - 1:+.1%}")
     width = max(len(source) for result in models for source in result.by_source)

@@ -1,0 +1,204 @@
+"""Conversations become tokens and a mask, by the model's own chat template.
+
+In: a `Conversation`, a `ChatTemplate` (a Hugging Face fast tokenizer and its Jinja text), a `DataConfig`. Out:
+`Sequence`s, shifted once, and an `Account` of what was dropped or changed. The conversation is rendered as one text,
+tokenised once with offsets; spans.py says which characters teach, control.py keeps control text inside messages text.
+
+Letters: T position in a sequence.
+"""
+
+import bisect
+import unicodedata
+from collections.abc import Mapping
+from collections.abc import Sequence as Several
+
+import numpy as np
+
+from jax_sft.config import DataConfig
+from jax_sft.data import spans
+from jax_sft.data.control import BrokenTextError
+from jax_sft.data.conversation import Account, Conversation, DataError, Message, Sequence
+from jax_sft.data.facts import NoFitError, RefusedError
+from jax_sft.data.template import WAY_OUT, ChatTemplate
+
+__all__ = ["ChatTemplate", "to_sequences"]
+
+
+def to_sequences(
+    conversation: Conversation, template: ChatTemplate, config: DataConfig, account: Account
+) -> list[Sequence]:
+    """The sequences of one conversation: one, or one for each answer, or none; counted in `account` as kept or dropped.
+
+    Raises:
+        DataError: the template cannot be followed, a trained span does not hold its message, or a sequence is too long
+            and data.too_long says that this is an error.
+    """
+    where = conversation.id
+    changes: set[str] = set()
+    try:
+        if conversation.text is not None:
+            method, encoded = "text", [_encoded_text(conversation.text, conversation.prompt_text, template, changes)]
+        else:
+            method, encoded = _encoded_chat(conversation, template, config, changes)
+    except _LeftOutError as reason:
+        account.drop(str(reason), where)
+        return []
+    except (RefusedError, BrokenTextError) as error:
+        said = "the chat template refuses it: " if isinstance(error, RefusedError) else ""
+        account.drop(f"{said}{error}", where)
+        return []
+    except NoFitError as error:
+        raise DataError(
+            f"{where}: the chat template cannot be followed ({error}); {WAY_OUT}, or another data.mask"
+        ) from error
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    sequences, reasons = [], []
+    for number, (ids, weights) in enumerate(encoded, 1):
+        name = f"{where}#{number}" if method == "turns" else where
+        try:
+            ids, weights = _fitted(ids, weights, config, name, changes)
+        except _LeftOutError as reason:
+            reasons.append(str(reason))
+            continue
+        tokens = np.asarray(ids, np.int32)
+        sequences.append(Sequence(tokens[:-1], tokens[1:], weights[1:], conversation.source, name))
+    if not sequences:
+        account.drop(reasons[0], where)
+        return []
+    account.kept += 1
+    account.use(method)
+    for change in sorted(changes | {f"answers left out, {reason}" for reason in reasons}):
+        account.alter(change)
+    return sequences
+
+
+class _LeftOutError(Exception):
+    """A conversation or sequence is not trained on; the text is the reason to count."""
+
+
+def _encoded_text(
+    text: str, prompt: str | None, template: ChatTemplate, changes: set[str]
+) -> tuple[list[int], np.ndarray]:
+    """One text, of which the tokens of the prompt do not teach; a token that reaches over its end does."""
+    ids, num_prompt_tokens = template.encode_text(text, prompt=prompt or "")
+    if template.control.pattern.search((prompt or "") + text):
+        changes.add("plain text with control tokens, taken as control tokens")
+    weights = np.ones(len(ids), np.float32)
+    weights[:num_prompt_tokens] = 0
+    return ids, weights
+
+
+def _encoded_chat(
+    conversation: Conversation, template: ChatTemplate, config: DataConfig, changes: set[str]
+) -> tuple[str, list[tuple[list[int], np.ndarray]]]:
+    """Token ids and the weight of each token, for each rendering of the conversation."""
+    weights, everywhere = _weights(conversation.messages, config)
+    if not (weights or everywhere):
+        raise _LeftOutError(f"no message to train on: none has a role in data.train_on = {config.train_on!r}")
+    chat = template.prepare(conversation.messages, tools=conversation.tools)
+    method, renderings = spans.find(chat.messages, weights, method=config.mask, render=chat, facts=template.facts)
+    if everywhere and len(renderings) != 1:
+        raise NoFitError("data.train_on = 'all' cannot train one answer at a time")
+    if chat.escaped:
+        changes.add("control text as plain text")
+    encoded = []
+    for rendering in renderings:
+        if rendering.num_unended:
+            changes.add("answers that no token ends, as the chat template writes them")
+        ids, offsets = template.encode(rendering.text, escaped=chat.escaped)
+        weight_of = np.full(len(ids), everywhere, np.float32)
+        for span in rendering.spans:
+            tokens = _tokens_of(offsets, span)
+            weight_of[tokens] = weights[span.message]
+            shown = template.control.restore(rendering.text[span.start : span.end])
+            _check(conversation.messages[span.message], shown, template.decode(ids[tokens]), changes)
+        encoded.append((ids, weight_of))
+    return method, encoded
+
+
+def _weights(messages: Several[Message], config: DataConfig) -> tuple[dict[int, float], float]:
+    """The weight of each message whose span is needed, and that of all other tokens (1 if everything teaches)."""
+    roles = {role.strip() for role in config.train_on.split(",")}
+    if "all" in roles:
+        if config.train_turns == "last":
+            raise DataError(
+                "data.train_on = 'all' and data.train_turns = 'last' do not combine; set train_on to a role"
+            )
+        weights = {i: 0.0 if m.train is False else m.weight for i, m in enumerate(messages)}
+        # The last answer's span is found always, because a stop token may have to be added to it.
+        last_answer = len(messages) - 1 if messages and messages[-1].role == "assistant" else -1
+        return {i: w for i, w in weights.items() if w != 1 or i == last_answer}, 1.0
+    chosen = [i for i, m in enumerate(messages) if m.role in roles]
+    if config.train_turns == "last":
+        chosen = chosen[-1:]
+    trained = [i for i, m in enumerate(messages) if (i in chosen if m.train is None else m.train)]
+    return {i: messages[i].weight for i in trained if messages[i].weight > 0}, 0.0
+
+
+def _tokens_of(offsets: list[tuple[int, int]], span: spans.Span) -> slice:
+    """The tokens that hold a character of the span.
+
+    A byte-level tokenizer may cut the leading blank off a token's offsets, and gives all tokens of one emoji the same
+    offsets: so the first token is the first that ends behind the start, not the first that starts there.
+    """
+    first = bisect.bisect_right(offsets, span.start, key=lambda o: o[1])
+    return slice(first, bisect.bisect_left(offsets, span.end, lo=first, key=lambda o: o[0]))
+
+
+def _check(message: Message, shown: str, decoded: str, changes: set[str]) -> None:
+    """Compare what a span's tokens say with the message, and note what the template left out.
+
+    Args:
+        shown: the span's characters.
+        decoded: the span's tokens as text.
+
+    Raises:
+        DataError: the message is not in the span.
+    """
+    if message.content.strip() not in decoded and _folded(message.content) not in _folded(decoded):
+        raise DataError(
+            f"the trained tokens say {_short(decoded)}, the {message.role} message {_short(message.content)}: the chat "
+            f"template changes it or the mask is displaced; {WAY_OUT}"
+        )
+    for call in message.extra.get("tool_calls") or ():
+        name = call.get("function", call).get("name") if isinstance(call, Mapping) else None
+        if isinstance(name, str) and name not in shown:
+            raise DataError(f"the chat template leaves out the tool call {name!r}; {WAY_OUT}")
+    reasoning = next((message.extra[f] for f in spans.REASONING if message.extra.get(f)), None)
+    if isinstance(reasoning, str) and _folded(reasoning) not in _folded(shown):
+        changes.add("reasoning that the chat template leaves out")
+
+
+def _fitted(
+    ids: list[int], weights: np.ndarray, config: DataConfig, where: str, changes: set[str]
+) -> tuple[list[int], np.ndarray]:
+    """Cut to data.max_length tokens in a row, or left out, as data.too_long says; a sequence of n tokens takes n - 1.
+
+    A cut answer keeps what is left of it and has no stop token: the model is not taught that it ends there.
+    """
+    limit = config.max_length
+    too_long = len(ids) - 1 > limit
+    if too_long and config.too_long == "error":
+        raise DataError(
+            f"{where}: {len(ids) - 1} tokens, data.max_length = {limit}; raise it, or set data.too_long = 'truncate'"
+        )
+    if too_long and config.too_long == "drop":
+        raise _LeftOutError(f"longer than data.max_length = {limit} tokens; raise it or set data.too_long = 'truncate'")
+    if too_long:
+        ids, weights = ids[: limit + 1], weights[: limit + 1]
+    if not weights[1:].any():
+        within = f" within data.max_length = {limit} tokens; raise it" if too_long else ""
+        raise _LeftOutError(f"no trained token{within}")
+    if too_long:
+        changes.add(f"cut at data.max_length = {limit} tokens")
+    return ids, weights
+
+
+def _folded(text: str) -> str:
+    """Text without blanks and in one Unicode form: templates strip, tokenizers normalise."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[:limit] + "...")

@@ -1,0 +1,325 @@
+"""Rows out of files, folders, globs and hub datasets, each with the place it was read at.
+
+In: what `data.train` says. Out: plain dicts, one by one, with "file:line" or "file[row]". JSON lines, Parquet and CSV
+are streamed; a JSON list is parsed as a whole. Everything that cannot be read is a `DataError` that says where, what
+was found and one way out: a file is read to its end, or the run stops.
+"""
+
+import codecs
+import contextlib
+import csv
+import dataclasses
+import difflib
+import glob
+import gzip
+import io
+import json
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from jax_sft.data.conversation import DataError
+
+EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+READ = ", ".join(EXTENSIONS) + " (each also .gz)"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
+PARQUET_ROWS_AT_ONCE = 1024
+SHOWN_CHARACTERS = 60  # of a line that is broken
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class HubSet:
+    """A dataset on the hub, written `org/name` or `org/name:config`."""
+
+    name: str
+    config: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.config}" if self.config else self.name
+
+
+def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
+    """Local files and hub datasets, in the order of `paths`; the matches of a glob and the files of a folder sorted.
+
+    A folder gives every file below it that has one of `EXTENSIONS`, hidden ones left out. A file named twice is there
+    twice.
+
+    Raises:
+        DataError: a path is neither there nor a hub id, a glob or a folder gives no file, an extension is unknown.
+    """
+    found: list[pathlib.Path | HubSet] = []
+    for text in paths:
+        path = pathlib.Path(text).expanduser()
+        if path.is_dir():
+            inside = [p for p in path.rglob("*") if p.is_file() and _is_read(p) and not _is_hidden(p.relative_to(path))]
+            if not inside:
+                raise DataError(f"{text}: the folder has no file that is read; put {READ} into it, or name another")
+            found += sorted(inside)
+        elif path.exists():
+            found.append(path)
+        elif glob.has_magic(text):
+            matches = [pathlib.Path(m) for m in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(m)]
+            if not matches:
+                raise DataError(f"{text}: no file matches this pattern{_near(path)}; correct it, or name the files")
+            found += matches
+        elif HUB_ID.fullmatch(text) and not _is_read(path):
+            name, _, config = text.partition(":")
+            found.append(HubSet(name, config or None))
+        else:
+            raise DataError(f"{text}: no such file or folder{_near(path)}; correct the path")
+    for place in found:
+        if isinstance(place, pathlib.Path):
+            extension, _ = _kind(place)
+            if extension not in EXTENSIONS:
+                raise DataError(
+                    f"{place}: the extension {extension!r} is not one that is read; write the data as {READ}"
+                )
+    return found
+
+
+def stem_of(place: pathlib.Path | HubSet) -> str:
+    """A file's name without its extensions, a hub dataset's name: the source of rows that do not name their own."""
+    if isinstance(place, HubSet):
+        return str(place)
+    return pathlib.PurePath(place.stem if _kind(place)[1] else place.name).stem
+
+
+def read_rows(paths: Sequence[str], *, split: str) -> Iterator[tuple[Row, str]]:
+    """Rows of all `paths` in order, each with its place: "file:line" (from 1), or "file[row]" (from 0).
+
+    `split` is of hub datasets.
+
+    Raises:
+        DataError: something cannot be found or read, is not made of objects, or has no rows.
+    """
+    for place in files_of(paths):
+        count = 0
+        for row, where in _rows_of(place, split):
+            count += 1
+            yield row, where
+        if not count:
+            raise DataError(f"{place}: it has no rows; fill it, or take it out of the list")
+
+
+def count_rows(paths: Sequence[str], *, split: str) -> int:
+    """About how many rows `read_rows` will give, for a progress bar: lines are counted, not parsed."""
+    count = 0
+    for place in files_of(paths):
+        if isinstance(place, HubSet):
+            count += len(load_hub(place, split))
+            continue
+        extension, is_gzipped = _kind(place)
+        if extension in (".json", ".parquet"):
+            count += sum(1 for _ in _rows_of(place, split))
+        else:
+            with _opened(place, is_gzipped) as stream:
+                count += sum(1 for _ in stream)
+    return count
+
+
+def kind_of(value: Any) -> str:
+    """What a value of the data is, for a message: "a list", "null"."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    kinds |= {int: "a number", float: "a number"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def load_hub(place: HubSet, split: str) -> Any:
+    """A hub dataset through `datasets`, downloaded or from its cache.
+
+    Raises:
+        DataError: the hub, the dataset, its config or its split cannot be reached.
+    """
+    import datasets  # a second to import, and local files need none of it
+
+    try:
+        return datasets.load_dataset(place.name, place.config, split=split)
+    except Exception as error:  # it raises a dozen kinds: of the network, of the hub, of the files
+        raise DataError(
+            f"{place}: no local file or folder has this name{_near(pathlib.Path(place.name))}, and as a hub dataset "
+            f"(split {split!r}) it cannot be loaded: {_first_line(error)}; check the name, data.split and the network"
+        ) from error
+
+
+def _rows_of(place: pathlib.Path | HubSet, split: str) -> Iterator[tuple[Row, str]]:
+    if isinstance(place, HubSet):
+        return ((_without_nulls(row), f"{place}/{split}[{i}]") for i, row in enumerate(load_hub(place, split)))
+    extension, is_gzipped = _kind(place)
+    match extension:
+        case ".jsonl":
+            return _json_lines(place, is_gzipped)
+        case ".json":
+            return _json_list(place, is_gzipped)
+        case ".parquet":
+            return _parquet(place, is_gzipped)
+        case _:
+            return _table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t")
+
+
+def _json_lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+    for number, line in _lines(path, is_gzipped):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _object(_parse(line.rstrip("\r\n"), path, number), where), where
+
+
+def _json_list(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+    text = "".join(line for _, line in _lines(path, is_gzipped))
+    if not text.strip():
+        return
+    rows = _parse(text, path, 1)
+    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
+        rows = rows["data"]
+    if not isinstance(rows, list):
+        raise DataError(
+            f'{path}: holds {kind_of(rows)}, not a list of objects or {{"data": [...]}}; write it so, or as .jsonl'
+        )
+    for i, row in enumerate(rows):
+        yield _object(row, f"{path}[{i}]"), f"{path}[{i}]"
+
+
+def _parquet(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    with _opened(path, is_gzipped) as stream:
+        whole = io.BytesIO(stream.read()) if is_gzipped else stream  # its index is at the end: gzip would seek for ever
+        try:
+            for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=PARQUET_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield _without_nulls(row), f"{path}[{number}]"
+                    number += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: cannot be read as Parquet after row {number} ({_first_line(error)}); "
+                "the file is torn or of another kind: fetch or write it again"
+            ) from error
+
+
+def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str) -> Iterator[tuple[Row, str]]:
+    csv.field_size_limit(2**31 - 1)  # 128 KiB otherwise, and a conversation may be longer
+    # Strict: a stray quote would swallow the rows up to the next one, and nobody would know.
+    reader = csv.reader((line for _, line in _lines(path, is_gzipped)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for fields in reader:
+            where, start = f"{path}:{start}", reader.line_num + 1
+            if header is None:
+                header = fields
+                twice = sorted({h for h in header if header.count(h) > 1})
+                if twice:
+                    raise DataError(f"{where}: the header names the column {twice[0]!r} twice; rename one of them")
+            elif len(fields) == len(header):
+                yield dict(zip(header, fields, strict=True)), where
+            elif fields:
+                raise DataError(
+                    f"{where}: the row has {len(fields)} fields, the header {len(header)}; "
+                    'put a field that holds a separator or a quote into quotes, and write a quote in it as ""'
+                )
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{start}: cannot be read as a table, from this row on ({error}); put the field into quotes and "
+            'write a quote in it as "", or write the file as .jsonl'
+        ) from error
+
+
+def _lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines with their ends. Only a newline ends a line: texts hold U+2028 and the like."""
+    position = 0
+    with _opened(path, is_gzipped) as stream:
+        for number, raw in enumerate(stream, 1):
+            mark = len(codecs.BOM_UTF8) if number == 1 and raw.startswith(codecs.BOM_UTF8) else 0
+            try:
+                line = raw[mark:].decode("utf-8")
+            except UnicodeDecodeError as error:
+                at = position + mark + error.start
+                raise DataError(
+                    f"{path}:{number}: byte {at} (0x{raw[mark + error.start]:02x}) is not UTF-8 ({error.reason}); "
+                    "write the file as UTF-8, for instance with iconv"
+                ) from error
+            position += len(raw)
+            yield number, line
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, is_gzipped: bool) -> Iterator[BinaryIO]:
+    """The bytes of a file; what goes wrong while they are read comes out as a `DataError`."""
+    try:
+        with gzip.open(path, "rb") if is_gzipped else open(path, "rb") as stream:
+            yield stream  # type: ignore[misc]  GzipFile reads like one
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be unpacked to its end ({error}); the file is torn or not gzip: fetch or write it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from error
+
+
+def _parse(text: str, path: pathlib.Path, first_line: int) -> Any:
+    """The value of a JSON text that begins at a line of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = text.split("\n")[error.lineno - 1]
+        hint = "; if each line is an object of its own, name the file .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(
+            f"{path}:{first_line + error.lineno - 1}: broken JSON at column {error.colno} ({error.msg}); "
+            f"the line begins {line[:SHOWN_CHARACTERS]!r}; repair or remove it{hint}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise DataError(f"{path}:{first_line}: JSON that cannot be read ({error}); repair or remove it") from error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: holds {kind_of(row)}, not an object; write {{"messages": [...]}} or the like')
+    return row
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _without_nulls(row: Row) -> Row:
+    """The row without the nulls that Arrow wrote where an object had no such key; a null column or content stays."""
+
+    def prune(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: prune(v) for k, v in value.items() if v is not None or k in ("content", "value")}
+        return [prune(v) for v in value] if isinstance(value, list) else value
+
+    return {name: prune(value) for name, value in row.items()}
+
+
+def _kind(path: pathlib.Path) -> tuple[str, bool]:
+    """Extension, and whether the file is gzipped."""
+    name = path.name.lower()
+    return pathlib.PurePath(name.removesuffix(".gz")).suffix, name.endswith(".gz")
+
+
+def _is_read(path: pathlib.Path) -> bool:
+    return _kind(path)[0] in EXTENSIONS
+
+
+def _is_hidden(path: pathlib.Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _near(path: pathlib.Path) -> str:
+    """What in the folder looks like the missing name, or that the folder itself is not there."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder} either)"
+    stems: dict[str, list[str]] = {}  # without extensions, which would make all names of a folder look alike
+    for name in sorted(os.listdir(folder)):
+        stems.setdefault(name.split(".")[0], []).append(name)
+    near = difflib.get_close_matches(path.name.split(".")[0], list(stems), n=3)
+    names = [name for stem in near for name in stems[stem]]
+    return f" (near it: {', '.join(names)})" if names else ""

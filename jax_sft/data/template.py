@@ -1,0 +1,272 @@
+"""One narrow face over a tokenizer and its chat template, for training and inference alike.
+
+In: a Hugging Face fast tokenizer, a Jinja text, messages. Out: the rendering, its token ids and the characters of each,
+the stop ids. Control text inside messages is escaped before the template sees it and encoded as text (control.py).
+"""
+
+import bisect
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from jax_sft.data.control import BrokenTextError, ControlText
+from jax_sft.data.conversation import DataError, Message
+from jax_sft.data.facts import Dicts, Facts, NoFitError, RefusedError
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+WAY_OUT = "set model.chat_template to a copy of the template with {% generation %} marks around what is trained"
+
+
+class ChatTemplate:
+    """One narrow face over a tokenizer and its chat template.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        template: Jinja text that replaces the tokenizer's own.
+        stop_ids: ids that end an answer according to the model's generation config; those outside the vocabulary are
+            left out.
+
+    Raises:
+        DataError: the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: Any, *, template: str | None = None, stop_ids: Sequence[int] = ()):
+        if not getattr(tokenizer, "is_fast", False):
+            raise DataError(
+                f"the tokenizer is a {type(tokenizer).__name__} without character offsets; use a model folder that has "
+                "a tokenizer.json"
+            )
+        self.tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.special_tokens = dict(tokenizer.special_tokens_map)  # templates read bos_token and eos_token
+        self._template = template if template is not None else _own_template(tokenizer)
+        self._given_stop_ids = tuple(i for i in stop_ids if self._backend.id_to_token(i) is not None)
+
+    @property
+    def template(self) -> str:
+        """The Jinja text.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self._template is None:
+            raise DataError(
+                "the tokenizer has no chat template, as is usual for a base model; set model.chat_template to a file"
+            )
+        return self._template
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: what the template writes behind one first, then those given."""
+        if self._template is None:
+            eos = self.tokenizer.eos_token_id
+            return tuple(dict.fromkeys([*([] if eos is None else [eos]), *self._given_stop_ids]))
+        return tuple(dict.fromkeys([*map(self._backend.token_to_id, self.facts.stops), *self._given_stop_ids]))
+
+    @property
+    def stop_text(self) -> str:
+        """The text of the first stop token."""
+        return self._backend.id_to_token(self.stop_ids[0]) if self.stop_ids else ""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides tokens and masks: vocabulary, template, stop ids."""
+        parts = [self._backend.to_str(), self._template or "", str(self._given_stop_ids), str(self.special_tokens)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def render(self, messages: Sequence[Any], *, tools: Sequence[Any] = (), add_generation_prompt: bool = False) -> str:
+        """The text that the model sees for these messages (`Message`s, or mappings with role and content).
+
+        Raises:
+            DataError: the template refuses the messages.
+        """
+        chat = self.prepare(messages, tools=tools)
+        return self.control.restore(_or_data_error(chat, add_generation_prompt))
+
+    def encode_prompt(self, messages: Sequence[Any], *, tools: Sequence[Any] = ()) -> list[int]:
+        """Token ids of the history and the generation prompt; text in a message never becomes a control token.
+
+        Raises:
+            DataError: the template refuses the messages.
+        """
+        chat = self.prepare(messages, tools=tools)
+        return self.encode(_or_data_error(chat, True), escaped=chat.escaped)[0]
+
+    @functools.cached_property
+    def control(self) -> ControlText:
+        """The control tokens of this tokenizer and template."""
+        return ControlText(self._backend, self._template or "")
+
+    @property
+    def facts(self) -> Facts:
+        """What the template writes around an answer.
+
+        Raises:
+            DataError: the template cannot be followed, whatever the conversation.
+        """
+        return self._probed[0]
+
+    @functools.cached_property
+    def _probed(self) -> tuple[Facts, bool]:
+        """The facts, and whether the template wants contents as lists of parts (templates of vision models do)."""
+        given = [self._backend.id_to_token(i) for i in self._given_stop_ids]
+        problems = []
+        for as_parts in (False, True):
+            chat = Chat(self, (), as_parts=as_parts)
+            try:
+                facts = Facts.probe(
+                    chat,
+                    control=self.control.pattern,
+                    tagged=bool(_MARKED.search(self.template)),
+                    eos=self.tokenizer.eos_token,
+                    stops=given,
+                )
+            except (RefusedError, NoFitError) as error:
+                problems.append(str(error))
+                continue
+            bos = self.tokenizer.bos_token
+            if bos and chat.plain([{"role": "user", "content": "?"}], prompt=True).startswith(bos + bos):
+                raise DataError(
+                    f"the chat template writes {bos!r} twice at the start; correct it in model.chat_template"
+                )
+            return facts, as_parts
+        raise DataError(f"the chat template fails on a question and an answer ({problems[0]}); {WAY_OUT}")
+
+    def prepare(self, messages: Sequence[Message | Mapping[str, Any]], *, tools: Sequence[Any] = ()) -> "Chat":
+        """Messages as the template takes them, control text escaped.
+
+        Raises:
+            BrokenTextError: a message cannot be told from what the program itself marks.
+        """
+        _, as_parts = self._probed
+        dicts = [_as_dict(m) for m in messages]
+        found = any(self.control.found_in(m, role=m["role"]) for m in dicts) or self.control.found_in(tools)
+        if found:
+            dicts = [self.control.escape(m, role=m["role"]) for m in dicts]
+            tools = self.control.escape(tools)
+        return Chat(self, tools, messages=dicts, escaped=found, as_parts=as_parts)
+
+    def encode(self, text: str, *, escaped: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a rendering and the characters [start, end) of each; nothing is added.
+
+        Raises:
+            BrokenTextError: the text is no valid Unicode.
+        """
+        try:
+            if escaped:
+                ids, encoding = self.control.encode(text)
+                return ids, encoding.offsets
+            self._backend.encode_special_tokens = False
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise BrokenTextError("a text holds half of a surrogate pair, which is no character; repair it") from error
+        return encoding.ids, encoding.offsets
+
+    def encode_text(self, text: str, *, prompt: str = "") -> tuple[list[int], int]:
+        """Token ids of a prompt and the text behind it, and how many of them end within the prompt.
+
+        They stand behind the BOS, if the tokenizer is used to write one, and are closed by the EOS. Prompt and text are
+        tokenised as one, as TRL does, so that the text alone is no other text (some tokenizers begin it with a space).
+
+        Here control tokens are taken as they are written: such texts often are conversations rendered beforehand.
+
+        Raises:
+            DataError: the tokenizer has no eos_token.
+        """
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if eos is None:
+            raise DataError("a text cannot be ended, the tokenizer has no eos_token; name one in tokenizer_config.json")
+        ids, offsets = self.encode(prompt + text, escaped=False)
+        if not ids:
+            return [], 0
+        before = [bos] if bos is not None and self._adds_bos and ids[0] != bos else []
+        num_prompt_tokens = bisect.bisect_right(offsets, len(prompt), key=lambda o: o[1]) if prompt else 0
+        return [*before, *ids, *([] if ids[-1] == eos else [eos])], len(before) + num_prompt_tokens
+
+    @functools.cached_property
+    def _adds_bos(self) -> bool:
+        return self.tokenizer("a", add_special_tokens=True)["input_ids"][0] == self.tokenizer.bos_token_id
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+
+class Chat:
+    """Messages ready for a template, and the template as a function of them (Renderer)."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tools: Sequence[Any],
+        *,
+        as_parts: bool,
+        messages: list[dict[str, Any]] | None = None,
+        escaped: bool = False,
+    ):
+        self.messages, self.escaped = messages or [], escaped
+        self._template, self._tools, self._as_parts = template, list(tools) or None, as_parts
+
+    def plain(self, messages: Dicts, *, prompt: bool = False) -> str:
+        """The rendering, with the generation prompt behind it if `prompt`."""
+        return self._rendered(messages, add_generation_prompt=prompt)[0]
+
+    def tagged(self, messages: Dicts) -> tuple[str, list[tuple[int, int]]]:
+        """The rendering, and the characters inside {% generation %} marks."""
+        return self._rendered(messages, return_assistant_tokens_mask=True)
+
+    def _rendered(self, messages: Dicts, **options: Any) -> tuple[str, list[tuple[int, int]]]:
+        if self._as_parts:
+            messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        try:
+            rendered: Any = render_jinja_template(  # texts and marks, one for each conversation
+                conversations=[list(messages)],  # type: ignore[arg-type]
+                tools=self._tools,
+                chat_template=self._template.template,
+                **options,
+                **self._template.special_tokens,
+            )
+        except DataError:
+            raise
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(
+                f"the chat template is not valid Jinja, line {error.lineno}: {error.message}; correct it"
+            ) from error
+        except Exception as error:  # a template is a program: it may raise anything on a row
+            raise RefusedError(str(error) or type(error).__name__) from error
+        texts, marks = rendered
+        return texts[0], marks[0] if marks else []
+
+
+def _or_data_error(chat: Chat, prompt: bool) -> str:
+    try:
+        return chat.plain(chat.messages, prompt=prompt)
+    except RefusedError as error:
+        raise DataError(f"the chat template refuses the messages: {error}; change their order or roles") from error
+
+
+def _own_template(tokenizer: Any) -> str | None:
+    """The tokenizer's template; of several named ones, the default."""
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        if "default" not in template:
+            names = ", ".join(map(repr, template))
+            raise DataError(
+                f"the tokenizer has chat templates {names} and no default; set model.chat_template to one of them"
+            )
+        return template["default"]
+    return template
+
+
+def _as_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
+    """What a template reads; a key without a value is left out, as transformers does."""
+    if isinstance(message, Message):
+        message = {"role": message.role, "content": message.content, **message.extra}
+    return {k: v for k, v in message.items() if v is not None}

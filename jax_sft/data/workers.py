@@ -1,0 +1,118 @@
+"""Conversations become sequences, in this process or in workers, in the order they came in.
+
+In: conversations and a chat template. Out: chunks of sequences, each with the account of its conversations. Workers
+are started afresh (spawn), import no jax, and leave when the process that started them does.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+
+from jax_sft.config import DataConfig
+from jax_sft.data.chat import ChatTemplate, to_sequences
+from jax_sft.data.conversation import Account, Conversation, DataError, Sequence
+
+CHUNK = 64  # conversations a worker gets at once
+AHEAD = 4  # chunks that wait for each worker
+
+_mine: tuple[ChatTemplate, DataConfig]  # of a worker, set when it starts
+
+
+def tokenized(
+    conversations: Iterable[Conversation], template: ChatTemplate, config: DataConfig
+) -> Generator[tuple[list[Sequence], Account], None, None]:
+    """Chunks in order, whatever the number of workers.
+
+    Raises:
+        DataError: of `to_sequences`; a worker died.
+    """
+    chunks = _chunks(conversations)
+    if not config.workers:
+        for chunk in chunks:
+            yield _tokenize_chunk(chunk, template, config)
+        return
+    with workers(template, config) as pool:
+        pending: collections.deque[concurrent.futures.Future[tuple[list[Sequence], Account]]] = collections.deque()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(_work, chunk))
+                if len(pending) > AHEAD * config.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"data.workers = {config.workers}: a worker died while it tokenised, for lack of memory perhaps; "
+                "set a smaller number"
+            ) from error
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def workers(template: ChatTemplate, config: DataConfig) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A pool of `config.workers` processes that hold the template."""
+    with (
+        _main_hidden(),
+        concurrent.futures.ProcessPoolExecutor(
+            config.workers,
+            mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the threads of jax and of tokenizers
+            initializer=_start,
+            initargs=(template, config),
+        ) as pool,
+    ):
+        yield pool
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """A spawned process imports its parent's main module again: ours imports jax, a user's script would run twice."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start(template: ChatTemplate, config: DataConfig) -> None:
+    global _mine
+    _mine = template, config
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone decides
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Without this a worker whose parent was killed waits for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(chunk: list[Conversation]) -> tuple[list[Sequence], Account]:
+    template, config = _mine
+    return _tokenize_chunk(chunk, template, config)
+
+
+def _tokenize_chunk(
+    chunk: list[Conversation], template: ChatTemplate, config: DataConfig
+) -> tuple[list[Sequence], Account]:
+    account = Account()
+    return [s for conversation in chunk for s in to_sequences(conversation, template, config, account)], account
+
+
+def _chunks(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    stream = iter(conversations)
+    while chunk := list(itertools.islice(stream, CHUNK)):
+        yield chunk

@@ -1,0 +1,253 @@
+"""A pretrained model in: what its files say, and its weights straight into their final place on the devices.
+
+In: a folder, hub id or .gguf file (`load_pretrained` reads everything but the weights, `load_params` the weights,
+`load_model` both). Out: `Pretrained`, whose `params` is a nested dict of arrays, layers stacked, sharded as asked.
+Each device's part is read, cast and sent on its own: the host never holds more than one part of one stacked tensor.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from jax_sft.hf import gguf, names, tensorfile
+from jax_sft.hf.folder import resolve, weight_files
+from jax_sft.hf.tokenizer import load_tokenizer, template_text
+from jax_sft.model.config import ModelConfig
+from jax_sft.model.decoder import abstract_params
+from jax_sft.sharding import shard_params
+
+Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
+_HEAD_CHECK_BYTES = 64 * 2**20  # of a tied head that is there all the same, compared at a time
+
+
+class StoredTensor(Protocol):
+    """A tensor in a file: a safetensors entry or one of a GGUF file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its whole shape."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The file's name for its number format."""
+        ...
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model as its files describe it."""
+
+    path: pathlib.Path  # the local folder or .gguf file
+    config: ModelConfig
+    tokenizer: PreTrainedTokenizerFast
+    chat_template: str | None  # Jinja text
+    stop_ids: tuple[int, ...]  # where its own files say that it stops
+    hf_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    params: dict[str, Any] | None  # None where only the files were read
+
+
+def load_model(
+    source: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    chat_template: str | pathlib.Path | None = None,
+) -> Pretrained:
+    """Files and weights of a model; see `load_pretrained` and `load_params`.
+
+    Args:
+        mesh: the weights are spread over it by their letters; None: they all go to one device.
+        dtype: of the weights on the devices.
+    """
+    base = load_pretrained(source, revision=revision, chat_template=chat_template)
+    shardings = None if mesh is None else shard_params(abstract_params(base.config), mesh)
+    return dataclasses.replace(base, params=load_params(base, shardings=shardings, dtype=dtype))
+
+
+def load_pretrained(
+    source: str | pathlib.Path, *, revision: str | None = None, chat_template: str | pathlib.Path | None = None
+) -> Pretrained:
+    """Everything a model's files say, without its weights.
+
+    Args:
+        source: a Hugging Face folder, a hub id or a .gguf file.
+        revision: branch, tag or commit of a hub id.
+        chat_template: a Jinja file that replaces the model's own template.
+
+    Raises:
+        ValueError: nothing is there, a file cannot be read, or the architecture is not modelled.
+    """
+    path = resolve(source, revision=revision)
+    if path.suffix == ".gguf":
+        file = gguf.read(path)
+        hf_config, generation_config = gguf.hf_config(file), gguf.generation_config(file)
+        tokenizer = gguf.tokenizer(file)
+    else:
+        hf_config = _read_json(path / "config.json")
+        has_generation = (path / "generation_config.json").is_file()
+        generation_config = _read_json(path / "generation_config.json") if has_generation else {}
+        tokenizer = load_tokenizer(path)
+    try:
+        config = ModelConfig.from_hf(hf_config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    template = template_text(tokenizer) if chat_template is None else _read_template(pathlib.Path(chat_template))
+    stops = [generation_config.get("eos_token_id"), hf_config.get("eos_token_id"), tokenizer.eos_token_id]
+    return Pretrained(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        chat_template=template,
+        stop_ids=tuple(dict.fromkeys(i for said in stops for i in _as_list(said))),
+        hf_config=hf_config,
+        generation_config=generation_config,
+        params=None,
+    )
+
+
+def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = "float32") -> dict[str, Any]:
+    """Read the weights of a model into a tree of arrays.
+
+    Args:
+        base: what `load_pretrained` returned.
+        shardings: a tree like the parameters'; None: everything on one device. Each process reads only its own part.
+        dtype: "float32", "bfloat16" or "float16"; files of any mixture of dtypes are cast.
+
+    Raises:
+        ValueError: tensors are missing, unexpected, of a wrong shape or of a quantised dtype; all at once.
+    """
+    stored = _stored_tensors(base.path)
+    abstract = abstract_params(base.config)
+    _check_tensors(base.path, stored, abstract)
+    _check_tied_head(base.path, stored, abstract)
+    one_device = SingleDeviceSharding(jax.local_devices()[0])
+    placed = dict(names.leaves(jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings))
+    shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract)}
+    params: dict[str, Any] = {}
+    parts_of = {rule.path: _parts(sharding, shape_of[rule.path]) for rule, sharding in placed.items()}
+    total = sum(math.prod(high - low for low, high in bounds) for parts in parts_of.values() for bounds in parts)
+    # `delay`: a bar for what takes longer than a second, nothing for less
+    show = jax.process_index() == 0
+    with tqdm(total=total, desc="load weights", unit=" params", unit_scale=True, delay=1.0, disable=not show) as bar:
+        for rule, sharding in placed.items():
+            shape = shape_of[rule.path]
+            layers = [stored[name] for name in rule.names(shape)]
+            arrays = []
+            for bounds, devices in parts_of[rule.path].items():
+                part = _read_part(rule, layers, bounds, shape, np.dtype(dtype), bar)
+                # Waiting lets the host's copy go before the next one is made.
+                arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
+            names.put(params, rule.path, jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+    return params
+
+
+def _parts(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
+    """The different parts of an array that this process holds, each with its devices."""
+    devices_of: dict[Bounds, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        devices_of.setdefault(bounds, []).append(device)
+    return devices_of
+
+
+def _read_part(
+    rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, shape: tuple[int, ...], dtype: np.dtype, bar: tqdm
+) -> np.ndarray:
+    """A part of one parameter, from the files, layer by layer into its place."""
+    part = np.empty([high - low for low, high in bounds], dtype)
+    slices = tuple(slice(low, high) for low, high in bounds)
+    wanted = range(*bounds[0]) if rule.stacked else range(1)
+    for target, layer in zip(part if rule.stacked else [part], wanted, strict=True):
+        index = rule.file_slices(rule.layer_shape(slices), rule.layer_shape(shape))
+        target[...] = rule.from_file(layers[layer].read(index), target.shape)
+        bar.update(target.size)
+    return part
+
+
+def _stored_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:
+    if path.suffix == ".gguf":
+        return gguf.read(path).tensors()
+    stored: dict[str, StoredTensor] = {}
+    for file in weight_files(path):
+        for name, entry in tensorfile.read_header(file).items():
+            if name in stored:
+                raise ValueError(f"{path}: {name} is in two files, one of them {file.name}; remove the copy")
+            stored[name] = entry
+    return {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
+
+
+def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], abstract: Any) -> None:
+    """Every tensor is there, with its shape, and no other."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for rule, leaf in names.leaves(abstract):
+        file_shape = rule.file_shape(rule.layer_shape(leaf.shape))
+        wanted |= dict.fromkeys(rule.names(leaf.shape), file_shape)
+    copies = {names.HEAD.hf} - set(wanted)  # a tied head may be there all the same
+    missing = names.folded([name for name in wanted if name not in stored])
+    unexpected = names.folded([name for name in stored if name not in wanted and name not in copies])
+    wrong_shape: dict[str, list[str]] = {}
+    quantised: dict[str, list[str]] = {}
+    for name, tensor in stored.items():
+        if name in wanted and tensor.shape != wanted[name]:
+            wrong_shape.setdefault(f"{tensor.shape}, expected {wanted[name]}", []).append(name)
+        if isinstance(tensor, tensorfile.Entry) and tensor.dtype not in tensorfile.DTYPES:
+            quantised.setdefault(tensor.dtype, []).append(name)
+    problems = [f"missing: {name}" for name in missing]
+    problems += [f"unexpected: {name}" for name in unexpected]
+    problems += [f"wrong shape: {n} is {what}" for what, of in wrong_shape.items() for n in names.folded(of)]
+    problems += [f"not plain numbers: {n} is {dtype}" for dtype, of in quantised.items() for n in names.folded(of)]
+    if problems:
+        tied = len(problems) == 1 and missing == [names.HEAD.hf]
+        way_out = 'set "tie_word_embeddings": true there' if tied else "take both from one model, in plain numbers"
+        lines = "\n".join(f"  {p}" for p in problems)
+        raise ValueError(f"{path}: the weights do not fit config.json; {way_out}:\n{lines}")
+
+
+def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], abstract: Any) -> None:
+    """A head that config.json ties to the embedding is absent from the file, or equal to the embedding."""
+    if "head_VD" in abstract or names.HEAD.hf not in stored:
+        return
+    head, embed = stored[names.HEAD.hf], stored[names.EMBED.hf]
+    rows = max(1, _HEAD_CHECK_BYTES // (4 * embed.shape[1]))
+    same = head.shape == embed.shape and all(
+        np.array_equal(head.read((s, slice(None))), embed.read((s, slice(None))))
+        for s in (slice(i, i + rows) for i in range(0, embed.shape[0], rows))
+    )
+    if not same:
+        raise ValueError(
+            f"{path}: config.json ties the head to the embedding, but {names.HEAD.hf} differs from {names.EMBED.hf}; "
+            'set "tie_word_embeddings": false'
+        )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
+
+
+def _read_template(path: pathlib.Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"model.chat_template: there is no file {path}; name a Jinja file")
+    return path.read_text(encoding="utf-8")
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -1,0 +1,263 @@
+"""A trained model out: a Hugging Face folder that transformers and vLLM load unchanged.
+
+In: the parameter tree (sharded or not, in one process or several), the tokenizer, template and stop ids that were
+trained. Out: config.json, safetensors (with an index when there are several), tokenizer files, chat template,
+generation_config.json, README.md and jax_sft.json (the facts and the list of files).
+Everything is written into a sibling folder, config.json last, and renamed: half a folder is never taken for a whole.
+"""
+
+import collections
+import contextlib
+import functools
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from tqdm import tqdm
+
+from jax_sft.hf import card, names, tensorfile
+from jax_sft.hf.folder import INDEX
+from jax_sft.hf.tokenizer import save_tokenizer
+from jax_sft.model.config import ModelConfig
+
+MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
+DTYPES = ("float32", "bfloat16", "float16")
+_NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
+# Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
+_PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "[PAD]")
+
+Planned = tuple[str, names.Rule, Any, int]  # name in the file, its rule, our whole array, its layer
+
+
+def save_model(
+    out: str | pathlib.Path,
+    *,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: Any,
+    hf_config: Mapping[str, Any],
+    generation_config: Mapping[str, Any],
+    chat_template: str | None,
+    stop_ids: Sequence[int],
+    dtype: str,
+    max_shard_size: str | int,
+    facts: Mapping[str, Any],
+) -> list[pathlib.Path]:
+    """Write the folder `out`; all processes of a run call it, process 0 writes.
+
+    The weights come to the host one layer's tensor at a time. The exported model stops at exactly `stop_ids`, and pads
+    with none of them: a pad that is also a stop id teaches later trainings to never stop. If the source's pad is one,
+    the tokenizer's unknown token or a pad-like token of its vocabulary is written instead (generation_config.json,
+    config.json, tokenizer_config.json); if it has none, generation_config.json and config.json name no pad.
+
+    Args:
+        out: the folder; it must be new, empty, or an earlier export, which is replaced as a whole.
+        params: tree of arrays as `load_params` gives it.
+        hf_config, generation_config: the source's; what says nothing about the weights travels on.
+        chat_template: Jinja text that was trained with.
+        stop_ids: token ids that were trained to end an answer.
+        dtype: float32, bfloat16 or float16.
+        max_shard_size: of one safetensors file, like "5GB".
+        facts: what the model card tells of the training.
+
+    Returns:
+        The files written; empty in processes other than 0.
+
+    Raises:
+        ValueError: the folder is somebody else's, there is no stop id, or a weight is not finite in `dtype`.
+        OSError: the disk is full or cannot be written; nothing is left behind.
+    """
+    out = pathlib.Path(out).expanduser().resolve()
+    if dtype not in DTYPES:
+        raise ValueError(f"export.dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    strangers = [i for i in stop_ids if not 0 <= i < config.vocab_size]
+    if not stop_ids or strangers:
+        said = f"{strangers} are outside the vocabulary" if strangers else "there is none"
+        raise ValueError(f"export to {out}: stop ids: {said}; a model without them never ends an answer")
+    plan = _plan(params)
+    tensors = _fetched(plan, np.dtype(dtype))
+    pad_id = _pad_id(tokenizer, generation_config, hf_config, stop_ids)
+    generation = _generation_config(generation_config, tokenizer, stop_ids, pad_id)
+    written: list[str] = []
+    failure: Exception | None = None
+    try:
+        if jax.process_index() == 0:
+            with _whole_or_nothing(out) as folder:
+                _write_weights(folder, plan, tensors, np.dtype(dtype), max_shard_size)
+                save_tokenizer(folder, tokenizer, chat_template=chat_template, pad_id=pad_id)
+                _write_json(folder / "generation_config.json", generation)
+                (folder / "README.md").write_text(card.text(out.name, facts), encoding="utf-8")
+                written = sorted([*(p.name for p in folder.iterdir()), MARK, "config.json"])
+                _write_json(folder / MARK, {"facts": dict(facts), "files": written})
+                _write_json(folder / "config.json", _config_json(hf_config, config, generation, dtype))
+    except (OSError, ValueError) as error:
+        failure = error
+    if jax.process_count() > 1:
+        # Each fetch is a collective: every process goes through all of them, whatever became of process 0.
+        collections.deque(tensors, maxlen=0)
+        if not multihost_utils.broadcast_one_to_all(np.int32(failure is None)) and failure is None:
+            raise OSError(f"export to {out}: process 0 could not write it; see its message")
+    if failure is not None:
+        raise failure
+    return [out / name for name in written]
+
+
+def _plan(params: Mapping[str, Any]) -> list[Planned]:
+    """The tensors of the files in their order: embedding, layer by layer, final norm, head."""
+    found = list(names.leaves(params))
+    stacked = [(rule, array) for rule, array in found if rule.stacked]
+    num_layers = stacked[0][1].shape[0]
+    layers = [(rule.hf.format(layer=i), rule, array, i) for i in range(num_layers) for rule, array in stacked]
+    first, *rest = [(rule.hf, rule, array, 0) for rule, array in found if not rule.stacked]
+    return [first, *layers, *rest]
+
+
+def _fetched(plan: list[Planned], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Each tensor of the plan on this host, in the file's layout and dtype; the whole one even if it is sharded."""
+    show = jax.process_index() == 0
+    for name, rule, array, layer in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
+        sharding = array.sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, also across hosts
+        # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
+        one = _pick(sharding, rule.stacked, dtype)(array, jnp.int32(layer))
+        tensor = rule.to_file(np.asarray(one.addressable_data(0)))
+        if not np.isfinite(tensor).all():
+            raise ValueError(
+                f"export: {name} holds values that are not finite in {dtype}; "
+                "choose --dtype bfloat16 or float32, or an earlier checkpoint if the training diverged"
+            )
+        yield tensor
+
+
+@functools.lru_cache
+def _pick(sharding: Sharding, stacked: bool, dtype: np.dtype) -> Any:
+    """Compiled once per shape: one layer of a stacked array, cast."""
+
+    def pick(array: jax.Array, layer: jax.Array) -> jax.Array:
+        one = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else array
+        return one.astype(dtype)
+
+    return jax.jit(pick, out_shardings=sharding)
+
+
+def _write_weights(
+    folder: pathlib.Path, plan: list[Planned], tensors: Iterator[np.ndarray], dtype: np.dtype, max_shard_size: str | int
+) -> None:
+    shapes = {name: rule.file_shape(rule.layer_shape(array.shape)) for name, rule, array, _ in plan}
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    need, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(f"{need / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, held in split.filename_to_tensors.items():
+        tensorfile.write(folder / file, {name: shapes[name] for name in held}, dtype, tensors)
+    if split.is_sharded:
+        _write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `out` to write into; it becomes `out` at the end, or is gone if anything went wrong.
+
+    Raises:
+        ValueError: `out` is a file, or a folder with somebody else's files in it.
+        OSError: it could not be written.
+    """
+    folder, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    try:
+        if old.exists():  # an earlier export died between its two renames, or just after them
+            shutil.rmtree(old) if out.exists() else old.rename(out)
+        _check_place(out)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed export left
+        folder.mkdir(parents=True)
+        yield folder
+        for path in [*folder.iterdir(), folder]:
+            _sync(path)
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise OSError(
+            f"export to {out} failed: {error.strerror or error}; nothing was left there, so free some space or choose "
+            "another folder and export again"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_place(out: pathlib.Path) -> None:
+    """`out` may be written: it is new, empty, or an export of ours with nothing added."""
+    if out.is_file():
+        raise ValueError(f"export to {out}: is a file; name a folder")
+    held = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    if held and MARK not in held:
+        raise ValueError(f"export to {out}: the folder is not empty and is no earlier export; name another one")
+    added = sorted(held - set(json.loads((out / MARK).read_text(encoding="utf-8"))["files"])) if held else []
+    if added:
+        raise ValueError(
+            f"export to {out}: beside an earlier export it holds {', '.join(added[:5])}; move that away first"
+        )
+
+
+def _pad_id(
+    tokenizer: Any, generation_config: Mapping[str, Any], hf_config: Mapping[str, Any], stop_ids: Sequence[int]
+) -> int | None:
+    """A token to pad with that does not stop: the source's own, or one of its vocabulary that stands for nothing."""
+    said = [generation_config.get("pad_token_id"), tokenizer.pad_token_id, hf_config.get("pad_token_id")]
+    vocabulary = tokenizer.get_vocab()
+    known = [tokenizer.unk_token_id, *(vocabulary.get(token) for token in _PAD_TOKENS)]
+    return next((i for i in [*said, *known] if i is not None and i >= 0 and i not in stop_ids), None)
+
+
+def _generation_config(
+    source: Mapping[str, Any], tokenizer: Any, stop_ids: Sequence[int], pad_id: int | None
+) -> dict[str, Any]:
+    kept = {k: v for k, v in source.items() if k not in _NOT_ITS_OWN and not k.startswith("_")}
+    bos_id = source.get("bos_token_id", tokenizer.bos_token_id)
+    ids = {"bos_token_id": bos_id, "eos_token_id": [int(i) for i in stop_ids], "pad_token_id": pad_id}
+    return {k: v for k, v in (kept | ids).items() if v is not None}
+
+
+def _config_json(
+    source: Mapping[str, Any], config: ModelConfig, generation: Mapping[str, Any], dtype: str
+) -> dict[str, Any]:
+    """The source's config.json, with what was trained, and with the ids that generation_config.json names."""
+    kept = {k: v for k, v in source.items() if k not in _NOT_ITS_OWN and not k.startswith("_")}
+    stops = generation["eos_token_id"]
+    ids = {
+        "bos_token_id": generation.get("bos_token_id"),
+        "eos_token_id": stops[0] if len(stops) == 1 else stops,
+        "pad_token_id": generation.get("pad_token_id"),
+    }
+    # Two spellings: readers before transformers 4.56 know only the first.
+    return kept | config.to_hf() | ids | {"torch_dtype": dtype, "dtype": dtype, "use_cache": True}
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def _sync(path: pathlib.Path) -> None:
+    """To the disk, before the rename says that it is there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

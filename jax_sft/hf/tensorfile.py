@@ -1,0 +1,88 @@
+"""The safetensors format, read and written tensor by tensor, so that no file is ever in memory as a whole.
+
+In: a path. Out: what lies in it (`read_header`), a part of a tensor (`Entry.read`), or a new file (`write`).
+The format: eight bytes N, then N bytes of JSON {name: {dtype, shape, data_offsets}}, then the data
+(https://github.com/huggingface/safetensors). The library of that name writes a file only from all its tensors at once.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import struct
+from collections.abc import Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: Mapping[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: pathlib.Path
+    dtype: str  # the format's name of it; DTYPES holds those that are plain numbers
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of it, as a view of the mapped file: only the pages that are touched are read."""
+        if 0 in self.shape:
+            return np.empty(self.shape, DTYPES[self.dtype])[index]
+        # Mapped anew each time, so that pages read for one tensor do not count as memory while the next is read.
+        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)[index]
+
+
+def read_header(path: pathlib.Path) -> dict[str, Entry]:
+    """What lies in a file.
+
+    Raises:
+        ValueError: it is not a safetensors file, or is cut short.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError(f"its header should have {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        entries = {
+            name: Entry(path, e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
+            for name, e in header.items()
+        }
+        end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
+        if end != size:
+            raise ValueError(f"it has {size} bytes and should have {end}")
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(f"{path}: is damaged or cut short ({error}); copy or download it again") from error
+    return entries
+
+
+def write(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterator[np.ndarray]
+) -> None:
+    """Write a file of tensors of one dtype, taking as many of `tensors` as `shapes` names, in that order."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # readers before transformers 5 insist on it
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data starts at a multiple of eight
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in shapes.items():
+            tensor = next(tensors)
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise TypeError(f"{name}: is {tensor.dtype}{tensor.shape}, and the header says {dtype}{shape}")
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

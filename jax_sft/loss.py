@@ -1,0 +1,245 @@
+"""Next-token loss at the positions that carry a target, as sums and never as means; full logits never exist.
+
+In: final hidden states of packed rows, the head's weight, a Batch. Out: one scalar to differentiate, sum(weight x nll),
+and a Tally of sums by source. Dividing is left to whoever has added up everything.
+Tokens go through the head in chunks; the gradient of a chunk is computed together with its loss (as in Liger Kernel,
+arXiv 2410.10989), so the head's matmul is not repeated in the backward pass: 6 instead of 8 FLOPs a weight and token.
+Letters: B row, T position, P predicted position, D width, V vocabulary; Z device with rows of its own, X chunk, C token
+of a chunk, O source of data.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sft.batch import Batch
+from jax_sft.sharding import BATCH_AXES, constrain
+
+_ALIGNMENT = 64  # chunk sizes are multiples of it where chunk_tokens is: what matrix units like
+
+
+class Tally(NamedTuple):
+    """Sums over predicted tokens, by source: float32 [num_sources] each. Tallies add; divide once, at the end."""
+
+    loss: Any  # sum of weight x nll, in nats
+    weight: Any  # sum of weights
+    correct: Any  # sum of weights of the tokens that greedy decoding would hit
+    tokens: Any  # number of tokens with a weight
+
+    @classmethod
+    def zeros(cls, num_sources: int) -> Self:
+        """The Tally of nothing."""
+        return cls(*(jnp.zeros(num_sources, jnp.float32) for _ in cls._fields))
+
+    def __add__(self, other: "Tally") -> "Tally":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def mean(self) -> dict[str, float]:
+        """Loss (nats per unit of weight), accuracy and token count over all sources; on the host.
+
+        Raises:
+            ValueError: nothing carried a weight.
+        """
+        loss, weight, correct, tokens = (float(np.asarray(x, np.float64).sum()) for x in self)
+        if weight == 0:
+            raise ValueError("a mean over no trained token does not exist; check that the data has trained tokens")
+        return {"loss": loss / weight, "accuracy": correct / weight, "tokens": tokens}
+
+    def by_source(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """`mean` of each source that has trained tokens."""
+        columns = [np.asarray(x, np.float64) for x in self]
+        return {
+            name: Tally(*(column[i : i + 1] for column in columns)).mean()
+            for i, name in enumerate(names)
+            if columns[1][i] > 0
+        }
+
+
+def at_predicted(h_BTD: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Hidden states, targets, weights and sources at `batch.predict_BP`; "no position" gives zeros (and weight 0).
+
+    batch [B, T]: predict_BP = 1 2 T T   targets_BT = 2 3 8 0 0   ->   targets_BP = 3 8 0 0
+    """
+    predict_BP = batch.predict_BP
+
+    def take(x_BT: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_BT, predict_BP, axis=1, mode="fill", fill_value=0)
+
+    h_BPD = jnp.take_along_axis(h_BTD, predict_BP[:, :, None], axis=1, mode="fill", fill_value=0)
+    return constrain(h_BPD, "BPD"), take(batch.targets_BT), take(batch.weights_BT), take(batch.sources_BT)
+
+
+def tally(
+    h_BPD: jax.Array,
+    head_VD: jax.Array,
+    targets_BP: jax.Array,
+    weights_BP: jax.Array,
+    sources_BP: jax.Array,
+    *,
+    num_sources: int,
+    chunk_tokens: int,
+) -> Tally:
+    """The Tally alone, for evaluation; see `loss_and_tally`."""
+    return loss_and_tally(
+        h_BPD, head_VD, targets_BP, weights_BP, sources_BP, num_sources=num_sources, chunk_tokens=chunk_tokens
+    )[1]
+
+
+def loss_and_tally(
+    h_BPD: jax.Array,
+    head_VD: jax.Array,
+    targets_BP: jax.Array,
+    weights_BP: jax.Array,
+    sources_BP: jax.Array,
+    *,
+    num_sources: int,
+    chunk_tokens: int,
+) -> tuple[jax.Array, Tally]:
+    """Sum of weight x nll, and its Tally.
+
+    Args:
+        h_BPD: hidden states in the compute dtype; logits are float32 whatever it is.
+        head_VD: the float32 master; it is cast to the compute dtype once, and its gradient is summed in float32.
+        chunk_tokens: tokens of one device whose logits exist at one time.
+
+    Returns:
+        A float32 scalar, differentiable in `h_BPD` and `head_VD`, and a Tally, which is not differentiable.
+    """
+    B, P = targets_BP.shape
+    Z = _batch_shards(B)
+    M = B // Z * P
+    C = _chunk_size(M, chunk_tokens)
+    X = -(-M // C)
+
+    def cut(x: jax.Array) -> jax.Array:
+        """[B, P, ...] -> [X, Z, C, ...]: each device cuts its own rows, so no row moves."""
+        x = x.reshape(Z, M, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, X * C - M)] + [(0, 0)] * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(Z, X, C, *x.shape[2:]), 1, 0)
+        return constrain(x, "XBCD"[: x.ndim])
+
+    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head_VD, cut(targets_BP), cut(weights_BP))
+
+    weights_XZC, sources_XZC = cut(weights_BP), cut(sources_BP)
+    sources_O = jnp.arange(num_sources, dtype=sources_XZC.dtype)
+    here_OXZC = sources_XZC[None] == sources_O[:, None, None, None]
+
+    def by_source(x_XZC: jax.Array) -> jax.Array:
+        # Compared and summed, not scattered: the same bits every time, on every backend.
+        return jnp.where(here_OXZC, x_XZC[None], jnp.float32(0)).sum((1, 2, 3))
+
+    trained_XZC = (weights_XZC > 0).astype(jnp.float32)
+    sums = Tally(
+        by_source(weights_XZC * nll_XZC),
+        by_source(weights_XZC),
+        by_source(weights_XZC * hit_XZC),
+        by_source(trained_XZC),
+    )
+    return loss, sums
+
+
+def _batch_shards(B: int) -> int:
+    """Parts the rows of an activation lie in on the mesh in use; 1 without a mesh or where they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return shards if B % shards == 0 else 1
+
+
+def _chunk_size(tokens: int, chunk_tokens: int) -> int:
+    """The size between half of `chunk_tokens` and all of it that wastes the least padding."""
+    if tokens <= chunk_tokens:
+        return tokens
+    sizes = range(chunk_tokens, chunk_tokens // 2, -math.gcd(chunk_tokens, _ALIGNMENT))
+    return min(sizes, key=lambda size: (-(-tokens // size) * size, -size))
+
+
+@jax.custom_vjp
+def _weighted_nll(
+    h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32."""
+    head = _compute_copy(head_VD, h_XZCD.dtype)
+
+    def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        h_ZCD, targets_ZC = xs
+        logits_ZCV = _logits(h_ZCD, head)
+        return None, _nll_and_hit(logits_ZCV, targets_ZC)[:2]
+
+    _, (nll_XZC, hit_XZC) = _over_chunks(chunk, None, (h_XZCD, targets_XZC))
+    return (weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC
+
+
+def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any) -> tuple[Any, Any]:
+    """The same, with the gradient of the sum, computed while a chunk's logits exist."""
+    h_XZCD, head_VD, targets_XZC, weights_XZC = h.value, head.value, targets.value, weights.value
+    dtype = h_XZCD.dtype
+    head_in_dtype = _compute_copy(head_VD, dtype)
+    ids_V = jnp.arange(head_VD.shape[0], dtype=targets_XZC.dtype)
+    is_head_trained = head.perturbed
+
+    def chunk(dhead_ZVD: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
+        h_ZCD, targets_ZC, weights_ZC = xs
+        logits_ZCV = _logits(h_ZCD, head_in_dtype)
+        nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
+        is_target_ZCV = targets_ZC[:, :, None] == ids_V[None, None, :]
+        p_ZCV = jnp.exp(logits_ZCV - lse_ZC[:, :, None])
+        dlogits_ZCV = (weights_ZC[:, :, None] * (p_ZCV - is_target_ZCV.astype(jnp.float32))).astype(dtype)
+        dh_ZCD = jnp.einsum("ZCV,VD->ZCD", dlogits_ZCV, head_in_dtype, preferred_element_type=jnp.float32)
+        if dhead_ZVD is not None:
+            # Kept per Z: devices add up their gradients once, after the last chunk, and not after each.
+            product_ZVD = jnp.einsum("ZCV,ZCD->ZVD", dlogits_ZCV, h_ZCD, preferred_element_type=jnp.float32)
+            dhead_ZVD = constrain(dhead_ZVD + product_ZVD, "BVD")
+        return dhead_ZVD, (nll_ZC, hit_ZC, dh_ZCD.astype(dtype))
+
+    zeros_ZVD = None
+    if is_head_trained:
+        zeros_ZVD = constrain(jnp.zeros((h_XZCD.shape[1], *head_VD.shape), jnp.float32), "BVD")
+    dhead_ZVD, (nll_XZC, hit_XZC, dh_XZCD) = _over_chunks(chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC))
+    dhead_VD = None if dhead_ZVD is None else dhead_ZVD.sum(0).astype(head_VD.dtype)
+    return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dhead_VD)
+
+
+def _weighted_nll_backward(gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
+    dh_XZCD, dhead_VD = gradients
+    scale, dnll, dhit = cotangents
+    zero = jax.custom_derivatives.SymbolicZero
+    if not (isinstance(dnll, zero) and isinstance(dhit, zero)):
+        raise TypeError("a Tally has no gradient; differentiate the scalar that loss_and_tally returns beside it")
+    if isinstance(scale, zero):
+        return None, None, None, None
+    dh_XZCD = dh_XZCD * scale.astype(dh_XZCD.dtype)
+    return dh_XZCD, None if dhead_VD is None else dhead_VD * scale.astype(dhead_VD.dtype), None, None
+
+
+_weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward, symbolic_zeros=True)
+
+
+def _compute_copy(head_VD: jax.Array, dtype: Any) -> jax.Array:
+    """The head in the compute dtype, gathered over fsdp once and not in every chunk; V stays over tensor."""
+    return constrain(head_VD.astype(dtype), "VD")
+
+
+def _logits(h_ZCD: jax.Array, head_VD: jax.Array) -> jax.Array:
+    return constrain(jnp.einsum("ZCD,VD->ZCV", h_ZCD, head_VD, preferred_element_type=jnp.float32), "BCV")
+
+
+def _nll_and_hit(logits_ZCV: jax.Array, targets_ZC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Negative log-likelihood of the target, whether it is the argmax, and the log of the normaliser."""
+    lse_ZC = jax.nn.logsumexp(logits_ZCV, axis=-1)
+    target_ZC = jnp.take_along_axis(logits_ZCV, targets_ZC[:, :, None], axis=-1)[:, :, 0]
+    hit_ZC = (jnp.argmax(logits_ZCV, axis=-1).astype(targets_ZC.dtype) == targets_ZC).astype(jnp.float32)
+    return lse_ZC - target_ZC, hit_ZC, lse_ZC
+
+
+def _over_chunks(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    """`lax.scan`, but a single chunk is not looped over: XLA:CPU of jax 0.10 fails on a bf16 dot in a one-trip loop."""
+    if xs[0].shape[0] > 1:
+        return jax.lax.scan(body, carry, xs)
+    carry, ys = body(carry, tuple(x[0] for x in xs))
+    return carry, jax.tree.map(lambda y: y[None], ys)

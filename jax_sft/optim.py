@@ -1,0 +1,115 @@
+"""AdamW, its learning rate over the run, and who decays.
+
+In: `OptimConfig` and the number of optimizer steps. Out: a schedule (step -> learning rate) and an optax
+transformation whose `update` takes `step=`, so that the rate that is logged is the rate that was used.
+Follows Loshchilov and Hutter (arXiv 1711.05101); `wsd` is warmup, stable, decay (arXiv 2404.06395).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_sft.config import OptimConfig
+
+Schedule = Callable[[Any], jax.Array]
+
+_NOT_DECAYED = ("norm", "bias")  # in a parameter's name; embeddings decay
+
+
+def schedule(config: OptimConfig, total_steps: int) -> Schedule:
+    """The learning rate of step 0 .. total_steps - 1; `total_steps` includes warmup.
+
+        rate  lr      ____
+                     /    \\_        step s of a warmup of W steps has lr (s + 1) / (W + 1): the first is not wasted
+                    /       \\_      step W has lr
+        lr x ratio /          \\     step total_steps would have lr x final_lr_ratio: the last is not wasted either
+
+    `wsd` stays at lr and falls in a line over its last `decay_steps` (a fifth of the run if None); `constant` stays.
+
+    Raises:
+        ValueError: warmup and decay do not fit into the run.
+    """
+    warmup, final, kind = config.warmup_steps, config.final_lr_ratio, config.schedule
+    if warmup >= total_steps:
+        raise ValueError(
+            f"optim.warmup_steps = {warmup}, but the run has {total_steps} steps and they include the warmup; "
+            "make the warmup shorter or the run longer"
+        )
+    if config.decay_steps is not None and kind != "wsd":
+        raise ValueError(f"optim.decay_steps belongs to optim.schedule = 'wsd', not {kind!r}; set it to None")
+    start = warmup
+    if kind == "wsd":
+        asked = config.decay_steps
+        decay = min(max(total_steps // 5, 1), total_steps - warmup) if asked is None else asked
+        if not 0 < decay <= total_steps - warmup:
+            raise ValueError(
+                f"optim.decay_steps = {decay} does not fit into the {total_steps - warmup} steps after the warmup; "
+                "choose it between 1 and that"
+            )
+        start = total_steps - decay
+
+    def rate(step: Any) -> jax.Array:
+        s = jnp.asarray(step).astype(jnp.float32)
+        rise = jnp.minimum((s + 1) / (warmup + 1), 1.0)
+        done = jnp.clip((s - start) / (total_steps - start), 0.0, 1.0)
+        if kind == "constant":
+            fall = jnp.ones_like(s)
+        elif kind == "cosine":
+            fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        else:
+            fall = 1 - (1 - final) * done
+        return config.lr * rise * fall
+
+    return rate
+
+
+def optimizer(config: OptimConfig, total_steps: int, abstract_params: Any) -> optax.GradientTransformationExtraArgs:
+    """Clip by global norm, Adam, decoupled weight decay, learning rate.
+
+    `update(grads, opt_state, params, step=...)`: `step` is the optimizer step, counted from 0. Adam's own count is only
+    for its bias correction, and differs from `step` once a step was skipped.
+
+    Args:
+        abstract_params: the trainable tree (arrays or ShapeDtypeStructs): its names decide who decays.
+    """
+    decay_mask = jax.tree.map_with_path(lambda path, _: decays(path), abstract_params)
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(
+        clip,
+        _adam(config),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        _scale_by_rate_of_step(schedule(config, total_steps)),
+    )
+
+
+def decays(path: Sequence[Any]) -> bool:
+    """Whether a parameter decays, by the names on its path: all but norms and biases.
+
+    Never by the number of dimensions: stacked over layers, a norm has two.
+    """
+    names = [str(getattr(key, "key", getattr(key, "name", key))).lower() for key in path]
+    return not any(word in name for name in names for word in _NOT_DECAYED)
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    """optax's Adam; it raises a float to an integer count, which strict promotion (of the tests) would refuse."""
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _scale_by_rate_of_step(rate: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiply by -rate(step). optax's own counts its updates and would fall behind after a skipped one."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any) -> tuple[Any, Any]:
+        scale = -rate(step)
+        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]

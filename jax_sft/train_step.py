@@ -1,0 +1,189 @@
+"""The pure update: (state, frozen, batch) -> (state, metrics), and the pure evaluation.
+
+In: a model split into graphdef, trainable params and frozen params; packed batches. Out: the next state, sums, the
+gradient's norm. Micro-batches are added up as sums and divided once by the sum of all weights, over all devices and
+hosts: a mean of means would weigh a token by the company it keeps.
+Letters: A micro-batch (accumulation), B packed row, T position, P predicted position.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jax_sft.batch import Batch
+from jax_sft.loss import Tally, at_predicted, loss_and_tally
+from jax_sft.sharding import replicated, shard_params
+
+Params = Any  # nested dict of arrays, names end in their letters
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes from step to step; frozen weights travel beside it."""
+
+    step: Any  # int32 scalar: optimizer steps taken, skipped ones included
+    params: Params  # trainable, float32
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports; replicated on every device."""
+
+    tally: Tally
+    grad_norm: Any  # float32 scalar, global, before clipping, of the gradient of the mean loss
+    finite: Any  # bool scalar; False: params and opt_state are those of before the step
+
+
+def state_shardings(abstract_params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A TrainState of `NamedSharding`: moments lie where their parameter lies, counters everywhere."""
+    params = shard_params(abstract_params, mesh)
+    opt_state = optax.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, abstract_params),
+        params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
+
+
+def abstract_state(abstract_params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The TrainState as ShapeDtypeStructs with shardings: what a checkpoint is restored into; nothing is allocated."""
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), abstract_params)
+    shapes = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=jax.eval_shape(tx.init, params)
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(params, tx, mesh),
+    )
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Step 0. The state takes over the buffers of `params`; the first train step donates them: do not use them again.
+
+    Raises:
+        ValueError: a parameter is not float32; small updates would be lost in bfloat16.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if leaf.dtype != jnp.float32:
+            raise ValueError(
+                f"trainable parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, but masters are float32; load the "
+                "model with dtype='float32' (the computation has its own dtype)"
+            )
+    shardings = state_shardings(params, tx, mesh)
+    params = jax.device_put(params, shardings.params)
+    # Without out_shardings the moments would land on one device: zeros do not depend on where params lie.
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params=params, opt_state=opt_state)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    num_sources: int,
+    remat: str,
+    loss_chunk_tokens: int,
+    mesh: Mesh,
+    state_shardings: TrainState,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted optimizer step; its first argument is donated.
+
+    Takes (state, frozen, batch): `frozen` is {} for full fine-tuning, leaves of `batch` are [A, B, ...].
+    loss = sum(weight x nll) / sum(weight) over every micro-batch, row and device. A loss or gradient that is not finite
+    leaves params and opt_state as they were and reports finite=False; a batch without any weight leaves them too.
+    """
+
+    def micro_gradient(params: Params, frozen: Params, batch: Batch) -> tuple[Params, Tally]:
+        def weighted_sum(params: Params) -> tuple[jax.Array, Tally]:
+            return _loss_and_tally(
+                graphdef, params, frozen, batch, num_sources=num_sources, remat=remat, chunk_tokens=loss_chunk_tokens
+            )
+
+        grads, tally = jax.grad(weighted_sum, has_aux=True)(params)
+        # Pinned at once: else each device would hold, and add up, the whole gradient instead of its part.
+        return jax.lax.with_sharding_constraint(grads, state_shardings.params), tally
+
+    def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            grads, tally = _sum_over_micro_batches(
+                lambda micro: micro_gradient(state.params, frozen, micro), batch, state.params, num_sources
+            )
+        weight = tally.weight.sum()
+        has_weight = weight > 0
+        scale = jnp.where(has_weight, 1 / jnp.where(has_weight, weight, 1.0), 0.0)
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(tally.loss.sum())
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        params = optax.apply_updates(state.params, updates)
+        takes = finite & has_weight
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(takes, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+        return new_state, StepMetrics(tally=tally, grad_norm=grad_norm, finite=finite)
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, replicated(mesh)))
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef, *, num_sources: int, loss_chunk_tokens: int, mesh: Mesh
+) -> Callable[[Params, Params, Batch], Tally]:
+    """The jitted evaluation: (params, frozen, batch with leaves [B, ...]) -> Tally. Nothing is donated."""
+
+    def step(params: Params, frozen: Params, batch: Batch) -> Tally:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return _loss_and_tally(
+                graphdef, params, frozen, batch, num_sources=num_sources, remat="none", chunk_tokens=loss_chunk_tokens
+            )[1]
+
+    return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def _loss_and_tally(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    *,
+    num_sources: int,
+    remat: str,
+    chunk_tokens: int,
+) -> tuple[jax.Array, Tally]:
+    model: Any = nnx.merge(graphdef, params, frozen)
+    h_BTD = model.hidden(batch.tokens_BT, batch.positions_BT, batch.segments_BT, remat=remat)
+    h_BPD, targets_BP, weights_BP, sources_BP = at_predicted(h_BTD, batch)
+    return loss_and_tally(
+        h_BPD,
+        model.head(),
+        targets_BP,
+        weights_BP,
+        sources_BP,
+        num_sources=num_sources,
+        chunk_tokens=chunk_tokens,
+    )
+
+
+def _sum_over_micro_batches(
+    gradient_of: Callable[[Batch], tuple[Params, Tally]], batch: Batch, params: Params, num_sources: int
+) -> tuple[Params, Tally]:
+    """Gradients and Tallies added up in float32, one micro-batch at a time."""
+    if batch.tokens_BT.shape[0] == 1:  # no second copy of the gradient, and no loop of one trip
+        return gradient_of(Batch(*(x[0] for x in batch)))
+
+    def add(total: tuple[Params, Tally], micro: Batch) -> tuple[tuple[Params, Tally], None]:
+        return jax.tree.map(jnp.add, total, gradient_of(micro)), None
+
+    zeros = (jax.tree.map(jnp.zeros_like, params), Tally.zeros(num_sources))
+    return jax.lax.scan(add, zeros, batch)[0]

@@ -1,0 +1,214 @@
+"""Whole runs of a tiny model: what they leave behind, and that stopping, killing and moving them changes nothing."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_sft.train_loop import NonFiniteLossError, train
+from tests.tiny import run_config
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+LAUNCHER = """
+import pathlib, sys
+from jax_sft.cli import _start_distributed
+from tests.tiny import run_config
+_start_distributed()
+from jax_sft.train_loop import train
+outcome = train(run_config(pathlib.Path(sys.argv[1]), *sys.argv[3:]), pathlib.Path(sys.argv[2]), command="test")
+sys.exit(0 if outcome.finished else 75)
+"""
+
+
+def losses(workdir):
+    return [(m["step"], m["loss"]) for m in metrics(workdir) if "loss" in m]
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(workdir):
+    return load_file(workdir / "export" / "model.safetensors")
+
+
+def assert_same_run(left, right):
+    assert losses(left) == losses(right)
+    mine, theirs = weights(left), weights(right)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def start(folder, workdir, *overrides, devices=1, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(folder), str(workdir), *overrides],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **environment},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, *, status=0):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output[-3000:]
+    return output
+
+
+def wait_for(condition, process, what):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, f"ended before {what}: {process.communicate()[0][-3000:]}"
+        assert time.monotonic() < deadline, f"waited too long for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tiny model and its data."""
+    place = tmp_path_factory.mktemp("tiny")
+    run_config(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """An uninterrupted run on eight devices; others are compared with it."""
+    outcome = train(run_config(folder), folder / "whole", command="test")
+    assert outcome.finished
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def whole_alone(folder):
+    """The same in a process of its own with one device."""
+    finish(start(folder, folder / "whole_alone"))
+    return folder / "whole_alone"
+
+
+def test_a_run_lowers_the_loss_and_leaves_what_the_contract_names(whole):
+    assert whole.after.loss < 0.9 * whole.before.loss
+    for name in ("manifest.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "export/config.json"):
+        assert (whole.workdir / name).exists(), name
+    assert [step for step, _ in losses(whole.workdir)] == [1, 2, 3, 4, 5, 6]
+    assert sorted(whole.before.by_source) == ["even", "odd"]
+
+
+def test_every_log_line_carries_speed_padding_and_the_used_learning_rate(whole):
+    line = metrics(whole.workdir)[-2]
+    assert {"loss", "lr", "grad_norm", "trained_tokens_per_s", "tokens_per_s", "padding_share", "mfu"} <= line.keys()
+    assert 0 <= line["padding_share"] < 1
+    assert 0 < line["trained_tokens_per_s"] < line["tokens_per_s"]
+
+
+def test_the_manifest_holds_config_versions_data_hash_seed_and_command(whole):
+    manifest = json.loads((whole.workdir / "manifest.json").read_text())
+    assert manifest["command"] == "test"
+    assert manifest["seed"] == 0
+    assert manifest["config"]["optim"]["lr"] == 1e-2
+    assert manifest["versions"]["jax"]
+    assert manifest["data"]["train"] != manifest["data"]["validation"]
+    assert manifest["data"]["account"]["kept"] == 60
+
+
+def test_a_finished_run_started_again_trains_no_further(folder, whole):
+    before = losses(whole.workdir)
+    again = train(run_config(folder), whole.workdir, command="again")
+    assert again.finished
+    assert again.after.loss == whole.after.loss
+    assert losses(whole.workdir) == before
+
+
+def test_accumulation_and_mesh_change_only_float_error(folder, whole):
+    config = run_config(folder, "train.accumulation=2", "mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2")
+    other = train(config, folder / "accumulated", command="test")
+    np.testing.assert_allclose(
+        [loss for _, loss in losses(other.workdir)], [loss for _, loss in losses(whole.workdir)], rtol=2e-5
+    )
+
+
+def test_a_config_that_would_break_the_resume_is_refused_with_the_differences(folder, whole):
+    with pytest.raises(ValueError, match=r"(?s)optim\.lr: 0\.01 when saved, 0\.1 now.*seed: 0 when saved, 3 now"):
+        train(run_config(folder, "optim.lr=0.1", "seed=3"), whole.workdir, command="test")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(folder):
+    config = run_config(folder, "optim.lr=1e30", "optim.clip_norm=None")
+    with pytest.raises(NonFiniteLossError, match=r"step 2: the loss .* is not finite.*Rows of this batch: .*c\d+"):
+        train(config, folder / "nan", command="test")
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted_if_the_config_says_so(folder, caplog):
+    config = run_config(folder, "optim.lr=1e30", "optim.clip_norm=None", "train.nonfinite=skip", "data.validation=()")
+    with contextlib.suppress(ValueError):  # weights of 1e30 cannot be exported, and need not
+        train(config, folder / "skip", command="test")
+    assert "5 steps were skipped" in caplog.text
+    assert [m["loss"] for m in metrics(folder / "skip")][1:] == [None] * 5
+
+
+def test_sigterm_saves_leaves_with_75_and_the_next_start_ends_bit_for_bit_the_same(folder, whole_alone):
+    workdir = folder / "terminated"
+    process = start(folder, workdir)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 1, process, "the first step")
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, status=75)
+    assert "stopping: saving after this step" in output
+    done = len(losses(workdir))
+    assert 1 <= done < 6
+    assert f"resuming from step {done} of 6" in finish(start(folder, workdir))
+    assert_same_run(workdir, whole_alone)
+
+
+def test_kill_9_in_the_middle_of_a_save_then_resume_ends_bit_for_bit_the_same(folder, whole_alone):
+    workdir = folder / "killed"
+    process = start(folder, workdir)
+    checkpoints = workdir / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("*.orbax-checkpoint-tmp*")), process, "a save in progress")
+    process.kill()
+    process.communicate()
+    assert any(checkpoints.glob("*.orbax-checkpoint-tmp*")), "the kill came after the save: nothing was proved"
+    finish(start(folder, workdir))
+    assert_same_run(workdir, whole_alone)
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_is_seen_and_the_previous_one_used(folder, whole_alone):
+    workdir = folder / "flipped"
+    shutil.copytree(whole_alone, workdir)
+    newest = sorted(p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())[-1]
+    data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+    output = finish(start(folder, workdir))
+    assert f"{newest.name} is broken and is passed over" in output
+    assert "resuming from step 4 of 6" in output
+    assert_same_run(workdir, whole_alone)
+
+
+@pytest.mark.slow
+def test_two_processes_over_gloo_give_the_losses_of_one(folder, whole_alone):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    workdir = folder / "two"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    both = [start(folder, workdir, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    for process in both:
+        finish(process)
+    mine, theirs = losses(workdir), losses(whole_alone)
+    assert [step for step, _ in mine] == [step for step, _ in theirs]
+    np.testing.assert_allclose([loss for _, loss in mine], [loss for _, loss in theirs], rtol=1e-5)
+    for name, value in weights(whole_alone).items():
+        np.testing.assert_allclose(weights(workdir)[name], value, atol=2e-4, err_msg=name)
