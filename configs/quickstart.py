@@ -22,8 +22,9 @@ def get_config():
     config.model.dtype = "float32"
     config.data.train = (str(DEMO / "train.jsonl"),)
     config.data.validation = (str(DEMO / "validation.jsonl"),)
-    config.data.max_length = 1024
-    config.train.batch_size = 4
+    config.data.max_length = 512
+    config.train.batch_size = 8
+    config.train.accumulation = 4
     config.train.epochs = 2.0
     config.optim.lr = 1e-4
     config.optim.warmup_steps = 4

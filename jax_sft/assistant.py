@@ -43,9 +43,7 @@ class Assistant:
         """Answer one prompt, or one conversation that ends in a user's turn. Greedy unless `sampling` says else."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.answer_all(
-            [messages], max_new_tokens=max_new_tokens, sampling=sampling, on_token=on_token
-        )[0]
+        return self.answer_all([messages], max_new_tokens=max_new_tokens, sampling=sampling, on_token=on_token)[0]
 
     def answer_all(
         self,
@@ -81,10 +79,10 @@ class Assistant:
             epochs=1,
         )
         with jax.set_mesh(self.mesh):
-            step = make_eval_step(self.graphdef, num_sources=len(dataset.sources), loss_chunk_tokens=1024, mesh=self.mesh)
-            return evaluate_losses(
-                step, self.params, frozen={}, loader=loader, mesh=self.mesh, sources=dataset.sources
+            step = make_eval_step(
+                self.graphdef, num_sources=len(dataset.sources), loss_chunk_tokens=1024, mesh=self.mesh
             )
+            return evaluate_losses(step, self.params, frozen={}, loader=loader, mesh=self.mesh, sources=dataset.sources)
 
 
 def load_assistant(

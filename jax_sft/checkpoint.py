@@ -142,6 +142,7 @@ class Checkpoints:
         Raises:
             ValueError: there are checkpoints, but none is whole; or the run was saved under another fingerprint.
         """
+        self.wait()  # a step counts from the start of its save, and is there at the end of it
         if not self._agreed(len(self.all_steps)):
             return None
 

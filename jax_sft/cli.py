@@ -73,10 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_flags(evaluate)
     evaluate.add_argument("--data", required=True, nargs="+", metavar="F")
     evaluate.add_argument("--against", metavar="M", help="a second model: the same numbers, side by side")
-    evaluate.add_argument("--prompt", action="append", default=[], metavar="P", help="a prompt to answer; may be repeated")
+    evaluate.add_argument(
+        "--prompt", action="append", default=[], metavar="P", help="a prompt to answer; may be repeated"
+    )
     evaluate.add_argument("--answers", type=int, default=0, metavar="N", help="also answer the first N conversations")
     evaluate.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
-    evaluate.add_argument("--max-length", type=int, default=2048, metavar="N", help="longer conversations are dropped, and counted")
+    evaluate.add_argument(
+        "--max-length", type=int, default=2048, metavar="N", help="longer conversations are dropped, and counted"
+    )
     evaluate.add_argument("--batch-size", type=int, default=8, metavar="N")
     evaluate.add_argument("--out", metavar="F.json")
 
@@ -127,7 +131,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         position += 1
     options = build_parser().parse_args(rest)
     if overrides and not hasattr(options, "config"):
-        raise ValueError(f"--config.{overrides[0]}: {options.command} takes no config; its own flags: jax-sft {options.command} --help")
+        raise ValueError(
+            f"--config.{overrides[0]}: {options.command} takes no config; see jax-sft {options.command} --help"
+        )
     return options, overrides
 
 
@@ -203,7 +209,9 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
             continue
         print(show.show_sequences(dataset, base.tokenizer, options.show))
         if options.html:
-            page = show.html_page(dataset, base.tokenizer, loader, count=max(options.show, 20), title=str(options.config))
+            page = show.html_page(
+                dataset, base.tokenizer, loader, count=max(options.show, 20), title=str(options.config)
+            )
             pathlib.Path(options.html).write_text(page, encoding="utf-8")
             print(f"wrote {options.html}")
         if options.dump:

@@ -212,7 +212,7 @@ def _run_config_file(path: pathlib.Path) -> ConfigDict:
         config = module.get_config()
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001  a config file is the user's code: say where it failed, whatever it raised
+    except Exception as error:  # a config file is the user's code: say where it failed, whatever it raised
         hint = ""
         if isinstance(error, AttributeError | KeyError):
             name = str(getattr(error, "name", None) or error.args[0]).strip("'\"").split("'")[0]
@@ -233,7 +233,11 @@ def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) ->
     for name in parents:
         node = node.get(name) if isinstance(node, dict) else None
     free_form = isinstance(node, dict) and key.startswith("data.columns.")
-    if not isinstance(node, dict) or not (leaf in node or free_form) or isinstance(node[leaf] if leaf in node else 0, dict):
+    if (
+        not isinstance(node, dict)
+        or not (leaf in node or free_form)
+        or isinstance(node.get(leaf), dict)
+    ):
         problems.append(f"{key} is not a config key{_did_you_mean(key, known_keys())}")
         return
     node[leaf] = _parse(text)
@@ -277,7 +281,9 @@ def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         fits, converted = _fit(option, value)
         if fits:
             return converted
-    problems.append(f"{key} = {value!r} is not {' or '.join(_describe(o) for o in options)}{_literal_hint(options, value)}")
+    problems.append(
+        f"{key} = {value!r} is not {' or '.join(_describe(o) for o in options)}{_literal_hint(options, value)}"
+    )
     return value
 
 

@@ -47,9 +47,7 @@ def write_export(
     return out
 
 
-def training_facts(
-    config: RunConfig, total_steps: int, before: Losses | None, after: Losses | None
-) -> dict[str, Any]:
+def training_facts(config: RunConfig, total_steps: int, before: Losses | None, after: Losses | None) -> dict[str, Any]:
     """What the model card says of the training."""
     facts: dict[str, Any] = {
         "base model": config.model.path,
@@ -67,7 +65,9 @@ def training_facts(
     return facts
 
 
-def export_workdir(workdir: pathlib.Path, out: pathlib.Path, *, step: int | None = None, dtype: str | None = None) -> int:
+def export_workdir(
+    workdir: pathlib.Path, out: pathlib.Path, *, step: int | None = None, dtype: str | None = None
+) -> int:
     """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
 
     Raises:
@@ -75,7 +75,9 @@ def export_workdir(workdir: pathlib.Path, out: pathlib.Path, *, step: int | None
     """
     manifest_path = workdir / "manifest.json"
     if not manifest_path.is_file():
-        raise ValueError(f"{workdir}: holds no manifest.json, so it is no workdir of a run; name the folder given to --workdir")
+        raise ValueError(
+            f"{workdir}: holds no manifest.json, so it is no workdir of a run; name the folder given to --workdir"
+        )
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     config = from_config_dict(manifest["config"])
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)

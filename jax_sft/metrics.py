@@ -65,12 +65,16 @@ class Metrics:
 
                 self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
             except ImportError:
-                _log.warning("TensorBoard files are not written: install jax-sft[tensorboard], or set log.tensorboard = False")
+                _log.warning(
+                    "TensorBoard files are not written: install jax-sft[tensorboard], or set log.tensorboard = False"
+                )
         if wandb_project:
             try:
                 import wandb
             except ImportError:
-                raise ValueError("log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]") from None
+                raise ValueError(
+                    "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"
+                ) from None
             self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=dict(config), resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

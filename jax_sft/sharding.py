@@ -35,7 +35,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         known = -math.prod(sizes)
         if len(devices) % known:
             raise ValueError(
-                f"mesh: {len(devices)} devices cannot be divided by the {known} that mesh.data, .fsdp and .tensor name; "
+                f"mesh: {len(devices)} devices cannot be divided by {known}, what mesh.data, .fsdp and .tensor name; "
                 "change them"
             )
         sizes[sizes.index(-1)] = len(devices) // known

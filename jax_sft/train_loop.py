@@ -1,6 +1,6 @@
 """The story of a run: set up, then batch, step, log, evaluate, save; export at the end. All side effects are here.
 
-In: a RunConfig and a workdir. Out: the workdir's files (manifest, metrics, samples, checkpoints, export) and an Outcome.
+In: a RunConfig and a workdir. Out: the workdir's files (manifest, metrics, samples, checkpoints, export), an Outcome.
 Called again on the same workdir, it goes on where the last good checkpoint left off.
 """
 
@@ -355,7 +355,7 @@ class _StepLogger:
         return 0 if finite else 1
 
     def _speed(self, lengths: np.ndarray, trained: int) -> dict[str, float]:
-        """Tokens per second, padding and MFU over the last steps; nothing after the first, which compiles."""
+        """Tokens per second, padding and MFU over the last steps; the first compiles, the second is read too soon."""
         run = self._run
         flops = run.base.config.train_flops(
             tokens=int(lengths.sum()), predicted_tokens=trained, squared_lengths=int((lengths**2).sum())
@@ -371,7 +371,7 @@ class _StepLogger:
         mark = {key: before[key] + value for key, value in sums.items()}
         mark["seconds"] = time.perf_counter() - self._paused
         self._marks.append(mark)
-        if len(self._marks) == 1:
+        if len(self._marks) < 3:
             return {"padding_share": 1 - sums["tokens"] / sums["positions"]}
         done = {key: mark[key] - self._marks[0][key] for key in mark}
         return {
@@ -386,7 +386,7 @@ class _StepLogger:
         ids = self._run.loader.ids(step)
         shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
         message = (
-            f"step {step + 1}: the loss or its gradient is not finite; the weights were left as they were. Rows of this "
+            f"step {step + 1}: the loss or its gradient is not finite; the weights were left as they were. Rows of the "
             f"batch: {shown}. Look at them with `jax-sft data --dump`, lower optim.lr, or set train.nonfinite = 'skip'"
         )
         if self._run.config.train.nonfinite == "stop":

@@ -137,7 +137,7 @@ def test_the_run_config_itself_is_complete_without_a_config_file():
         ("def get_config():\n    raise RuntimeError('boom')\n", "get_config\\(\\) failed with RuntimeError: boom"),
         ("def get_config(:\n", "failed with SyntaxError"),
         (
-            "from jax_sft import config\ndef get_config():\n    c = config.default()\n    c.optm.lr = 1\n    return c\n",
+            "from jax_sft import config\ndef get_config():\n    config.default().optm.lr = 1\n",
             "did you mean optim",
         ),
     ],

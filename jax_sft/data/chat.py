@@ -104,8 +104,7 @@ def _encoded_chat(
         changes.add("control text as plain text")
     encoded = []
     for rendering in renderings:
-        if rendering.num_unended:
-            changes.add("answers that no token ends, as the chat template writes them")
+        changes.update(rendering.notes)
         ids, offsets = template.encode(rendering.text, escaped=chat.escaped)
         weight_of = np.full(len(ids), everywhere, np.float32)
         for span in rendering.spans:

@@ -42,7 +42,10 @@ class Renderer(Protocol):
 class Facts:
     """What a template writes around an assistant's content, learned once from two short conversations."""
 
-    header: str  # the part of the generation prompt that stands before an answer in a rendering too
+    header: tuple[
+        str, ...
+    ]  # the part of the generation prompt that a rendering has before an answer, cut at its tokens
+    header_is_prompt: bool  # whether that is the whole of the prompt
     end_inside: str  # what ends an answer that another message follows
     writes_end: bool  # whether a control token ends the last answer
     stops: tuple[str, ...]  # control tokens that end an answer; the first one is added where the template writes none
@@ -89,8 +92,10 @@ class Facts:
             found = [eos] if eos else []
         if not found and not stops:
             raise NoFitError("it writes no token behind an answer, and the tokenizer has no eos_token")
+        header, header_is_prompt = _header(render, once, control)
         return cls(
-            header=_header(render, once, control),
+            header=tuple(_pieces(header, control)),
+            header_is_prompt=header_is_prompt,
             end_inside=end_inside,
             writes_end=bool(ends),
             stops=tuple(dict.fromkeys([*found, *stops])),
@@ -142,10 +147,11 @@ def _same_beginning(x: str, y: str) -> str:
     return x[:length]
 
 
-def _header(render: Renderer, once: str, control: re.Pattern[str]) -> str:
-    """What a rendering and a prompt both write between question and answer, less what ends the question."""
+def _header(render: Renderer, once: str, control: re.Pattern[str]) -> tuple[str, bool]:
+    """What a rendering and a prompt both write between question and answer, less what ends the question; is it all?"""
     question = {"role": "user", "content": sentinel(0)}
     prompt, asked = (_pieces(render.plain([question], prompt=p).split(sentinel(0))[-1], control) for p in (True, False))
     rendered = _pieces(once.split(sentinel(0))[-1].split(sentinel(1))[0], control)
     both = _common(prompt, rendered, control)
-    return both[len(_common(_pieces(both, control), asked, control)) :] or both
+    header = both[len(_common(_pieces(both, control), asked, control)) :] or both
+    return header, both == "".join(prompt)

@@ -280,7 +280,7 @@ def _name(value: Any, where: str, field: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where}: {field} is {kind_of(value)}; write a text, or set data.columns.{field} = ''")
-    return str(value)
+    return _text(str(value), where, field)
 
 
 def _by_field(row: Row, where: str, format: str, columns: Mapping[str, str]) -> Row:

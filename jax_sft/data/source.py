@@ -114,12 +114,29 @@ def count_rows(paths: Sequence[str], *, split: str) -> int:
             count += len(load_hub(place, split))
             continue
         extension, is_gzipped = _kind(place)
-        if extension in (".json", ".parquet"):
-            count += sum(1 for _ in _rows_of(place, split))
+        if extension == ".json":
+            count += sum(1 for _ in _json_list(place, is_gzipped))
+        elif extension == ".parquet":
+            with _parquet_file(place, is_gzipped) as file:
+                count += file.metadata.num_rows
         else:
-            with _opened(place, is_gzipped) as stream:
+            with opened(place, is_gzipped=is_gzipped) as stream:
                 count += sum(1 for _ in stream)
     return count
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, *, is_gzipped: bool) -> Iterator[BinaryIO]:
+    """The bytes of a file; what goes wrong while they are read comes out as a `DataError`."""
+    try:
+        with gzip.open(path, "rb") if is_gzipped else open(path, "rb") as stream:
+            yield stream  # type: ignore[misc]  GzipFile reads like one
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be unpacked to its end ({error}); the file is torn or not gzip: fetch or write it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from error
 
 
 def kind_of(value: Any) -> str:
@@ -184,20 +201,26 @@ def _json_list(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]
 
 
 def _parquet(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
-    import pyarrow
+    number = 0
+    with _parquet_file(path, is_gzipped) as file:
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                yield _without_nulls(row), f"{path}[{number}]"
+                number += 1
+
+
+@contextlib.contextmanager
+def _parquet_file(path: pathlib.Path, is_gzipped: bool) -> Iterator[Any]:
+    import pyarrow  # half a second to import, and JSON needs none of it
     import pyarrow.parquet
 
-    number = 0
-    with _opened(path, is_gzipped) as stream:
-        whole = io.BytesIO(stream.read()) if is_gzipped else stream  # its index is at the end: gzip would seek for ever
+    with opened(path, is_gzipped=is_gzipped) as stream:
         try:
-            for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=PARQUET_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    yield _without_nulls(row), f"{path}[{number}]"
-                    number += 1
+            # Its index is at the end, and gzip would unpack all before it again and again.
+            yield pyarrow.parquet.ParquetFile(io.BytesIO(stream.read()) if is_gzipped else stream)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}: cannot be read as Parquet after row {number} ({_first_line(error)}); "
+                f"{path}: cannot be read as Parquet ({_first_line(error)}); "
                 "the file is torn or of another kind: fetch or write it again"
             ) from error
 
@@ -233,7 +256,7 @@ def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str) -> Iterator[
 def _lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines with their ends. Only a newline ends a line: texts hold U+2028 and the like."""
     position = 0
-    with _opened(path, is_gzipped) as stream:
+    with opened(path, is_gzipped=is_gzipped) as stream:
         for number, raw in enumerate(stream, 1):
             mark = len(codecs.BOM_UTF8) if number == 1 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
@@ -246,20 +269,6 @@ def _lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[int, str]]:
                 ) from error
             position += len(raw)
             yield number, line
-
-
-@contextlib.contextmanager
-def _opened(path: pathlib.Path, is_gzipped: bool) -> Iterator[BinaryIO]:
-    """The bytes of a file; what goes wrong while they are read comes out as a `DataError`."""
-    try:
-        with gzip.open(path, "rb") if is_gzipped else open(path, "rb") as stream:
-            yield stream  # type: ignore[misc]  GzipFile reads like one
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be unpacked to its end ({error}); the file is torn or not gzip: fetch or write it again"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from error
 
 
 def _parse(text: str, path: pathlib.Path, first_line: int) -> Any:

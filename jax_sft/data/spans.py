@@ -21,6 +21,8 @@ from jax_sft.data.facts import CLOSE, OPEN, Dicts, Facts, NoFitError, RefusedErr
 
 METHODS = ("tags", "prefix", "sentinel", "turns")
 REASONING = ("reasoning_content", "reasoning", "thinking")
+OFF_PROMPT = "answers that the chat template writes otherwise than behind its generation prompt"
+UNENDED = "answers that no token ends, as the chat template writes them"
 _SENTINEL = re.compile(f"({OPEN}\\d+{CLOSE})")
 
 
@@ -39,7 +41,7 @@ class Rendering:
 
     text: str
     spans: tuple[Span, ...]
-    num_unended: int = 0  # answers behind which the template writes no token that ends them
+    notes: tuple[str, ...] = ()  # what is not as one would expect it of the template
 
 
 def find(
@@ -71,7 +73,8 @@ def find(
             if name == "turns":
                 return name, _by_turns(messages, answers, others, render, facts)
             found = [*spans_by(name), *_by_sentinel(text, messages, others, render, facts)]
-            return name, [_ended(text, found, messages, facts)]
+            notes = (OFF_PROMPT,) if name == "sentinel" and answers and not facts.header_is_prompt else ()
+            return name, [_ended(text, found, messages, facts, notes=notes)]
         except (NoFitError, RefusedError) as error:
             reasons.append(f"{name}: {error}")
     raise NoFitError("; ".join(reasons))
@@ -107,9 +110,12 @@ def _by_prefix(text: str, messages: Dicts, answers: Collection[int], render: Ren
 
 
 def _by_sentinel(
-    text: str, messages: Dicts, trained: Collection[int], render: Renderer, facts: Facts
+    text: str, messages: Dicts, trained: Collection[int], render: Renderer, facts: Facts, *, off_prompt: bool = False
 ) -> tuple[Span, ...]:
     """Where stand-ins of the contents are rendered; what is around them must be the real rendering, letter by letter.
+
+    Args:
+        off_prompt: accept an answer behind the beginning of the header alone.
 
     Raises:
         NoFitError: the rendering depends on the contents, or does not show them as they are.
@@ -132,19 +138,18 @@ def _by_sentinel(
         at += len(shown) + len(literals[piece + 1])
     if at != len(text):
         raise NoFitError("the rendering depends on the contents")
-    return tuple(
-        _around(i, places.get(i), literals, messages=messages, is_last=i + 1 == len(messages), facts=facts)
-        for i in trained
-    )
+    headers = [
+        "".join(facts.header[:n]) for n in range(len(facts.header), 0 if off_prompt else len(facts.header) - 1, -1)
+    ]
+    return tuple(_around(i, places.get(i), literals, messages, headers, facts) for i in trained)
 
 
 def _around(
     i: int,
     places: list[tuple[int, int, int]] | None,
     literals: list[str],
-    *,
     messages: Dicts,
-    is_last: bool,
+    headers: list[str],
     facts: Facts,
 ) -> Span:
     """The span of message i: its contents, from behind the header to the end of the turn."""
@@ -155,11 +160,11 @@ def _around(
     if messages[i]["role"] != "assistant":
         return Span(start, end + len(facts.end_inside) if behind.startswith(facts.end_inside) else end, i)
     before = literals[first]
-    header_at = before.rfind(facts.header) if facts.header else -1
-    if header_at < 0:
+    header = next((h for h in headers if h and h in before), None)
+    if header is None:
         raise NoFitError(f"message {i + 1} is not rendered behind the generation prompt")
-    start -= len(before) - header_at - len(facts.header)
-    if is_last:
+    start -= len(before) - before.rfind(header) - len(header)
+    if i + 1 == len(messages):
         return Span(start, end + len(behind), i)
     calls_tools = bool(messages[i].get("tool_calls"))
     end_at = behind.find(facts.end_inside)
@@ -175,14 +180,14 @@ def _by_turns(
     out, done = [], -1
     for i in answers:
         beginning = messages[: i + 1]
-        text = render.plain(beginning)
+        text, notes = render.plain(beginning), ()
         try:
             spans = list(_by_prefix(text, beginning, [i], render))
         except NoFitError:
-            spans = _by_sentinel(text, beginning, [i], render, facts)
+            spans, notes = _by_sentinel(text, beginning, [i], render, facts, off_prompt=True), (OFF_PROMPT,)
         between = [j for j in others if done < j < i]
         spans = [*_trimmed(text, spans, facts), *_by_sentinel(text, beginning, between, render, facts)]
-        out.append(_ended(text, spans, beginning, facts))
+        out.append(_ended(text, spans, beginning, facts, notes=notes))
         done = i
     if any(j > done for j in others):
         raise NoFitError("a trained message follows the last trained answer")
@@ -197,14 +202,16 @@ def _trimmed(text: str, spans: Iterable[Span], facts: Facts) -> Iterable[Span]:
         yield dataclasses.replace(span, end=span.start + len(kept)) if ends and ends[-1] == len(kept) else span
 
 
-def _ended(text: str, spans: Sequence[Span], messages: Dicts, facts: Facts) -> Rendering:
+def _ended(
+    text: str, spans: Sequence[Span], messages: Dicts, facts: Facts, *, notes: tuple[str, ...] = ()
+) -> Rendering:
     """Make sure that each answer ends in a token that inference stops at, and that this token is in the span.
 
     Raises:
         NoFitError: the template writes no such token inside a conversation.
     """
     stop = re.compile(r"\s*(?:" + "|".join(map(re.escape, facts.stops)) + ")")
-    out, num_unended = [], 0
+    out = []
     for span in sorted(spans, key=lambda s: s.start):
         end, message = span.end, messages[span.message]
         if message["role"] == "assistant" and not text[span.start : end].rstrip().endswith(facts.stops):
@@ -217,9 +224,9 @@ def _ended(text: str, spans: Sequence[Span], messages: Dicts, facts: Facts) -> R
                 text += facts.stops[0]
                 end = len(text)
             elif not re.search(f"(?:{facts.control.pattern})\\s*$", text[span.start : end]):
-                num_unended += 1
+                notes = (*notes, UNENDED)
         out.append(dataclasses.replace(span, end=end))
-    return Rendering(text, tuple(out), num_unended)
+    return Rendering(text, tuple(out), notes)
 
 
 def _with_sentinels(message: Mapping[str, Any], i: int, contents: dict[str, str]) -> dict[str, Any]:

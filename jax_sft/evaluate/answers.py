@@ -42,10 +42,15 @@ def answer(
         [template.encode_prompt(messages) for messages in conversations],
         max_new_tokens=max_new_tokens,
         stop_ids=template.stop_ids,
+        pad_id=0,  # never read
         sampling=sampling,
         on_token=on_token,
     )
     return [
-        Answer(text=template.tokenizer.decode(row.tokens, skip_special_tokens=True).strip(), tokens=len(row.tokens), stopped=row.stopped)
+        Answer(
+            text=template.tokenizer.decode(row.tokens, skip_special_tokens=True).strip(),
+            tokens=len(row.tokens),
+            stopped=row.stopped,
+        )
         for row in generated
     ]

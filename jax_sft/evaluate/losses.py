@@ -46,7 +46,9 @@ def evaluate_losses(
     """Run the whole loader once. Every process must call it; every process gets the same result."""
     rows = local_rows(mesh, batch_size=loader.batch_size)
     total: Tally | None = None
-    bar = tqdm(total=loader.total_steps, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0)
+    bar = tqdm(
+        total=loader.total_steps, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0
+    )
     with bar:
         for _, batch in loader.prefetch(0, loader.total_steps, rows=rows):
             placed = put_batch(batch, mesh, rows=rows, batch_size=loader.batch_size)

@@ -92,9 +92,10 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{place}the hub has no such revision; name a branch, tag or commit") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"{place}is no folder here, is not in the hub's cache, and the hub cannot be reached; "
-            "name a local folder, or go online once to download it"
+            f"{place}is no folder here, is not in the hub's cache, and cannot be downloaded ({type(error).__name__}: "
+            f"{reason}); name a local folder, or go online once"
         ) from error
     return pathlib.Path(folder)
 

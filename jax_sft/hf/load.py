@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any, Protocol
 
 import jax
@@ -26,6 +27,7 @@ from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import shard_params
 
 Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
+_READERS = 4  # layers read at a time; each holds one layer's part in the file's dtype
 _HEAD_CHECK_BYTES = 64 * 2**20  # of a tied head that is there all the same, compared at a time
 
 
@@ -169,14 +171,19 @@ def _parts(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
 def _read_part(
     rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, shape: tuple[int, ...], dtype: np.dtype, bar: tqdm
 ) -> np.ndarray:
-    """A part of one parameter, from the files, layer by layer into its place."""
+    """A part of one parameter, from the files, some layers at a time into their place."""
     part = np.empty([high - low for low, high in bounds], dtype)
     slices = tuple(slice(low, high) for low, high in bounds)
-    wanted = range(*bounds[0]) if rule.stacked else range(1)
-    for target, layer in zip(part if rule.stacked else [part], wanted, strict=True):
-        index = rule.file_slices(rule.layer_shape(slices), rule.layer_shape(shape))
+    index = rule.file_slices(rule.layer_shape(slices), rule.layer_shape(shape))
+
+    def read(target: np.ndarray, layer: int) -> int:
         target[...] = rule.from_file(layers[layer].read(index), target.shape)
-        bar.update(target.size)
+        return target.size
+
+    targets, wanted = (part, range(*bounds[0])) if rule.stacked else ([part], [0])
+    with futures.ThreadPoolExecutor(_READERS) as pool:  # casts and transposes go on in numpy, without the lock
+        for size in pool.map(read, targets, wanted):
+            bar.update(size)
     return part
 
 

@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -36,7 +36,19 @@ _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
 _PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "[PAD]")
 
-Planned = tuple[str, names.Rule, Any, int]  # name in the file, its rule, our whole array, its layer
+
+class Planned(NamedTuple):
+    """One tensor that will be in a file."""
+
+    name: str
+    rule: names.Rule
+    array: jax.Array  # ours, with all its layers
+    layer: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the file."""
+        return self.rule.file_shape(self.rule.layer_shape(self.array.shape))
 
 
 def save_model(
@@ -84,8 +96,8 @@ def save_model(
     if not stop_ids or strangers:
         said = f"{strangers} are outside the vocabulary" if strangers else "there is none"
         raise ValueError(f"export to {out}: stop ids: {said}; a model without them never ends an answer")
-    plan = _plan(params)
-    tensors = _fetched(plan, np.dtype(dtype))
+    files, index = _plan(params, np.dtype(dtype), max_shard_size)
+    tensors = _fetched(files, np.dtype(dtype))
     pad_id = _pad_id(tokenizer, generation_config, hf_config, stop_ids)
     generation = _generation_config(generation_config, tokenizer, stop_ids, pad_id)
     written: list[str] = []
@@ -93,7 +105,7 @@ def save_model(
     try:
         if jax.process_index() == 0:
             with _whole_or_nothing(out) as folder:
-                _write_weights(folder, plan, tensors, np.dtype(dtype), max_shard_size)
+                _write_weights(folder, files, index, tensors, np.dtype(dtype))
                 save_tokenizer(folder, tokenizer, chat_template=chat_template, pad_id=pad_id)
                 _write_json(folder / "generation_config.json", generation)
                 (folder / "README.md").write_text(card.text(out.name, facts), encoding="utf-8")
@@ -112,19 +124,34 @@ def save_model(
     return [out / name for name in written]
 
 
-def _plan(params: Mapping[str, Any]) -> list[Planned]:
-    """The tensors of the files in their order: embedding, layer by layer, final norm, head."""
+def _plan(
+    params: Mapping[str, Any], dtype: np.dtype, max_shard_size: str | int
+) -> tuple[dict[str, list[Planned]], dict[str, Any] | None]:
+    """What goes into which file, in order, and the index where there are several; the same in every process."""
     found = list(names.leaves(params))
     stacked = [(rule, array) for rule, array in found if rule.stacked]
-    num_layers = stacked[0][1].shape[0]
-    layers = [(rule.hf.format(layer=i), rule, array, i) for i in range(num_layers) for rule, array in stacked]
-    first, *rest = [(rule.hf, rule, array, 0) for rule, array in found if not rule.stacked]
-    return [first, *layers, *rest]
+    layers = [Planned(rule.hf.format(layer=i), rule, x, i) for i in range(len(stacked[0][1])) for rule, x in stacked]
+    first, *rest = [Planned(rule.hf, rule, array, 0) for rule, array in found if not rule.stacked]
+    planned = {p.name: p for p in [first, *layers, *rest]}
+    try:
+        split = huggingface_hub.split_state_dict_into_shards_factory(
+            planned,
+            get_storage_size=lambda p: math.prod(p.shape) * dtype.itemsize,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ValueError(f"export.max_shard_size = {max_shard_size!r} is no size; write one like 5GB") from error
+    # Not in the order of `planned`: a tensor that fills a file by itself gets it at once.
+    files = {file: [planned[name] for name in held] for file, held in split.filename_to_tensors.items()}
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    return files, index if split.is_sharded else None
 
 
-def _fetched(plan: list[Planned], dtype: np.dtype) -> Iterator[np.ndarray]:
+def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np.ndarray]:
     """Each tensor of the plan on this host, in the file's layout and dtype; the whole one even if it is sharded."""
     show = jax.process_index() == 0
+    plan = [planned for held in files.values() for planned in held]
     for name, rule, array, layer in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
         sharding = array.sharding
         if isinstance(sharding, NamedSharding):
@@ -152,23 +179,20 @@ def _pick(sharding: Sharding, stacked: bool, dtype: np.dtype) -> Any:
 
 
 def _write_weights(
-    folder: pathlib.Path, plan: list[Planned], tensors: Iterator[np.ndarray], dtype: np.dtype, max_shard_size: str | int
+    folder: pathlib.Path,
+    files: Mapping[str, list[Planned]],
+    index: dict[str, Any] | None,
+    tensors: Iterator[np.ndarray],
+    dtype: np.dtype,
 ) -> None:
-    shapes = {name: rule.file_shape(rule.layer_shape(array.shape)) for name, rule, array, _ in plan}
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
-    need, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    need = sum(math.prod(p.shape) for held in files.values() for p in held) * dtype.itemsize
+    free = shutil.disk_usage(folder).free
     if need > free:
         raise OSError(f"{need / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
-    split = huggingface_hub.split_state_dict_into_shards_factory(
-        sizes,
-        get_storage_size=lambda size: size,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    for file, held in split.filename_to_tensors.items():
-        tensorfile.write(folder / file, {name: shapes[name] for name in held}, dtype, tensors)
-    if split.is_sharded:
-        _write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    for file, held in files.items():
+        tensorfile.write(folder / file, {p.name: p.shape for p in held}, dtype, tensors)
+    if index is not None:
+        _write_json(folder / INDEX, index)
 
 
 @contextlib.contextmanager

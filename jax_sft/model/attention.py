@@ -36,64 +36,41 @@ def check_backend(backend: str) -> None:
         ValueError: with the names there are.
     """
     if backend not in get_args(Backend):
-        raise ValueError(f"attention = {backend!r} is not a backend; choose one of {', '.join(get_args(Backend))}")
+        raise ValueError(f"model.attention = {backend!r} is no backend; choose one of {', '.join(get_args(Backend))}")
 
 
 def attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segments_BT: jax.Array, backend: str
 ) -> jax.Array:
-    """Causal attention inside the segments of packed rows; exact on every backend."""
+    """Causal attention inside the segments of packed rows; every backend is exact."""
+    check_backend(backend)
     length = q_BTNH.shape[1]
-    slots_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], segments_BT.shape)
-    if _resolve(backend, length) == "xla":
-        return _dense(q_BTNH, k_BTKH, v_BTKH, slots_BT, segments_BT, segments_BT)
+    if backend == "auto":
+        backend = "xla" if length <= LONGEST_DENSE else "chunked"
+    if backend == "xla":
+        return _attend(q_BTNH, k_BTKH, v_BTKH, _packed_mask(segments_BT, segments_BT, 0))
     # Keys after the last query of a group are masked for all of the group: static slices leave them out, which saves
     # up to half of the work. Eight groups keep the program small.
     group = _round_up(-(-length // 8), CHUNK)
-    parts = []
-    for start in range(0, length, group):
-        rows = slice(start, min(start + group, length))
-        keys = slice(0, rows.stop)
-        part = _chunked(
-            q_BTNH[:, rows],
-            k_BTKH[:, keys],
-            v_BTKH[:, keys],
-            slots_BT[:, rows],
-            segments_BT[:, rows],
-            segments_BT[:, keys],
+    ends = [min(start + group, length) for start in range(0, length, group)]
+    parts = [
+        _attend_in_chunks(
+            q_BTNH[:, start:end], k_BTKH[:, :end], v_BTKH[:, :end], segments_BT[:, :end], first_query=start
         )
-        parts.append(part)
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
     return jnp.concatenate(parts, axis=1)
 
 
-def cached_attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, slots_BT: jax.Array, backend: str
-) -> jax.Array:
-    """Attention of new tokens, which lie in `slots_BT`, to all slots up to their own."""
-    attend = _dense if _resolve(backend, q_BTNH.shape[1]) == "xla" else _chunked
-    return attend(q_BTNH, k_BSKH, v_BSKH, slots_BT, None, None)
+def cached_attention(q_B1NH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, last_slot_B: jax.Array) -> jax.Array:
+    """Attention of one new token a row to all slots up to its own, `last_slot_B`."""
+    slots_S = jnp.arange(k_BSKH.shape[1], dtype=jnp.int32)
+    return _attend(q_B1NH, k_BSKH, v_BSKH, slots_S[None, None, :] <= last_slot_B[:, None, None])
 
 
-def _resolve(backend: str, length: int) -> str:
-    check_backend(backend)
-    if backend == "auto":
-        return "xla" if length <= LONGEST_DENSE else "chunked"
-    return backend
-
-
-def _dense(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    slots_BT: jax.Array,
-    q_segments_BT: jax.Array | None,
-    k_segments_BS: jax.Array | None,
-) -> jax.Array:
+def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    mask_BTS = jnp.arange(S, dtype=jnp.int32)[None, None, :] <= slots_BT[:, :, None]
-    if q_segments_BT is not None and k_segments_BS is not None:
-        mask_BTS &= q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+    K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
     scores_BKGTS = jnp.where(mask_BTS[:, None, None, :, :], scores_BKGTS, _MASKED)
@@ -101,34 +78,35 @@ def _dense(
     return jnp.einsum("BKGTS,BSKH->BTKGH", shares_BKGTS, v_BSKH).reshape(B, T, N, H)
 
 
-def _chunked(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    slots_BT: jax.Array,
-    q_segments_BT: jax.Array | None,
-    k_segments_BS: jax.Array | None,
+def _packed_mask(q_segments_BT: jax.Array, k_segments_BS: jax.Array, first_query: int | jax.Array) -> jax.Array:
+    """Same segment and not later; query t of this piece lies at position first_query + t of the row."""
+    queries_T = first_query + jnp.arange(q_segments_BT.shape[1], dtype=jnp.int32)
+    keys_S = jnp.arange(k_segments_BS.shape[1], dtype=jnp.int32)
+    not_later_TS = queries_T[:, None] >= keys_S[None, :]
+    return (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & not_later_TS[None, :, :]
+
+
+def _attend_in_chunks(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BS: jax.Array, *, first_query: int
 ) -> jax.Array:
-    """`_dense`, a chunk of queries after the other; the backward pass computes each chunk's scores again."""
-    B, T = slots_BT.shape
+    """The last T queries of S positions, a chunk after the other; the backward pass computes the scores again."""
+    B, T = q_BTNH.shape[:2]
     chunks = -(-T // CHUNK)
 
     @functools.partial(jax.checkpoint, prevent_cse=chunks == 1)
-    def attend(of_chunk: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
-        q_BTNH, slots_BT, segments_BT = of_chunk
-        return _dense(q_BTNH, k_BSKH, v_BSKH, slots_BT, segments_BT, k_segments_BS)
+    def attend(q_BTNH: jax.Array, segments_BT: jax.Array, first: jax.Array) -> jax.Array:
+        return _attend(q_BTNH, k_BSKH, v_BSKH, _packed_mask(segments_BT, segments_BS, first))
 
+    segments_BT = segments_BS[:, first_query:]
     if chunks == 1:  # a loop of one trip is inlined late by XLA:CPU, into bfloat16 products that it cannot run
-        return attend((q_BTNH, slots_BT, q_segments_BT))
+        return attend(q_BTNH, segments_BT, jnp.int32(first_query))
 
-    def cut(x_BT: jax.Array | None) -> jax.Array | None:
-        if x_BT is None:
-            return None
-        rest = [(0, chunks * CHUNK - T)] + [(0, 0)] * (x_BT.ndim - 2)
-        padded_BT = jnp.pad(x_BT, [(0, 0), *rest])
-        return jnp.moveaxis(padded_BT.reshape(B, chunks, CHUNK, *x_BT.shape[2:]), 1, 0)
+    def cut(x_BT: jax.Array) -> jax.Array:
+        padding = [(0, 0), (0, chunks * CHUNK - T)] + [(0, 0)] * (x_BT.ndim - 2)
+        return jnp.moveaxis(jnp.pad(x_BT, padding).reshape(B, chunks, CHUNK, *x_BT.shape[2:]), 1, 0)
 
-    out_CBTNH = jax.lax.map(attend, (cut(q_BTNH), cut(slots_BT), cut(q_segments_BT)))
+    first_C = first_query + CHUNK * jnp.arange(chunks, dtype=jnp.int32)
+    out_CBTNH = jax.lax.map(lambda of_chunk: attend(*of_chunk), (cut(q_BTNH), cut(segments_BT), first_C))
     return jnp.moveaxis(out_CBTNH, 0, 1).reshape(B, chunks * CHUNK, *q_BTNH.shape[2:])[:, :T]
 
 

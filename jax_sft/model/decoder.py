@@ -77,59 +77,67 @@ class Decoder(nnx.Module):
         logits_BTV = jnp.einsum("BTD,VD->BTV", h_BTD, head_VD, preferred_element_type=jnp.float32)
         return constrain(logits_BTV, "BTV")
 
-    def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """A cache for `rows` sequences of at most `slots` tokens, in the computing dtype."""
-        config = self.config
-        shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_width)
-        k_LBSKH, v_LBSKH = (constrain(jnp.zeros(shape, self.dtype), "LBSKH") for _ in range(2))
-        return KVCache(k_LBSKH, v_LBSKH, jnp.zeros(rows, jnp.int32))
-
-    def decode(
-        self, tokens_BT: jax.Array, cache: KVCache, lengths_B: jax.Array | None = None
-    ) -> tuple[jax.Array, KVCache]:
-        """Continue each row by its next tokens: whole prompts padded on the right, then one token at a time.
+    def prefill(self, tokens_BT: jax.Array, lengths_B: jax.Array, *, slots: int) -> tuple[jax.Array, KVCache]:
+        """Read whole prompts, padded on the right, into a new cache.
 
             tokens_BT   5 6 7     lengths_B   3     logits_BV   after the 7
                         8 - -                 1                 after the 8
 
         Args:
-            tokens_BT: new tokens; those past the length of their row are never stored.
-            cache: what came before; donate it under jit, it is updated in place.
-            lengths_B: how many tokens of each row are real; None: all of them. A row of 0 keeps its cache, and its
-                logits mean nothing. A token past the last slot is not stored: make the cache long enough.
+            tokens_BT: prompts; what stands in the padding has no effect, if it is in the vocabulary.
+            lengths_B: tokens of each prompt, at least 1.
+            slots: tokens a row of the cache can hold, prompt included; at least T.
 
         Returns:
-            float32 logits [B, V] after the last real token of each row, and the longer cache.
+            float32 logits [B, V] after the last token of each prompt, and the cache, in the computing dtype.
         """
-        B, T = tokens_BT.shape
-        S = cache.k_LBSKH.shape[2]
-        lengths_B = jnp.full(B, T, jnp.int32) if lengths_B is None else lengths_B
-        new_T = jnp.arange(T, dtype=jnp.int32)
-        slots_BT = cache.length_B[:, None] + new_T[None, :]
-        store_BT = jnp.where(new_T[None, :] < lengths_B[:, None], slots_BT, S)  # slot S does not exist: dropped
-        rows_B1 = jnp.arange(B, dtype=jnp.int32)[:, None]
-        rope = self._rope(slots_BT)
+        positions_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+        segments_BT = (positions_T[None, :] < lengths_B[:, None]).astype(jnp.int32)
+        rope = self._rope(jnp.broadcast_to(positions_T[None, :], tokens_BT.shape))
 
-        # The cache is a carry, updated in place; as scanned inputs and outputs it would be copied at every token.
-        def body(
-            carry: tuple[jax.Array, ...], of_layer: tuple[jax.Array, Weights]
-        ) -> tuple[tuple[jax.Array, ...], None]:
-            x_BTD, k_LBSKH, v_LBSKH = carry
-            layer, weights = of_layer
+        def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, rope)
-            k_LBSKH = k_LBSKH.at[layer, rows_B1, store_BT].set(k_BTKH, mode="drop")
-            v_LBSKH = v_LBSKH.at[layer, rows_B1, store_BT].set(v_BTKH, mode="drop")
-            attended_BTNH = cached_attention(
-                q_BTNH, k_LBSKH[layer], v_LBSKH[layer], slots_BT=slots_BT, backend=self.attention
-            )
-            return (self._add_and_mlp(x_BTD, attended_BTNH, weights), k_LBSKH, v_LBSKH), None
+            attended_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=segments_BT, backend=self.attention)
+            return self._add_and_mlp(x_BTD, attended_BTNH, weights), (k_BTKH, v_BTKH)
 
-        layers = (jnp.arange(self.config.num_layers, dtype=jnp.int32), self._layers())
-        carry, _ = jax.lax.scan(body, (self._embed(tokens_BT), cache.k_LBSKH, cache.v_LBSKH), layers)
-        x_BTD, k_LBSKH, v_LBSKH = carry
-        last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
-        x_B1D = rms_norm(jnp.take_along_axis(x_BTD, last_B11, axis=1), self.final_norm_D[...], self.config.norm_eps)
-        return self.logits(x_B1D)[:, 0], KVCache(k_LBSKH, v_LBSKH, cache.length_B + lengths_B)
+        x_BTD, kv_LBTKH = jax.lax.scan(body, self._embed(tokens_BT), self._layers())
+        room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0), (0, 0)]
+        k_LBSKH, v_LBSKH = (constrain(jnp.pad(x_LBTKH, room), "LBSKH") for x_LBTKH in kv_LBTKH)
+        x_B1D = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)
+        return self._last_logits(x_B1D), KVCache(k_LBSKH, v_LBSKH, lengths_B)
+
+    def decode(self, tokens_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """Continue each row by one token: float32 logits [B, V] after it, and the cache that holds it.
+
+        Donate the cache under jit. A row that is full (`length_B` = slots) stays as it is and its logits mean nothing.
+        """
+        slots_S = jnp.arange(cache.k_LBSKH.shape[2], dtype=jnp.int32)
+        is_new_BS11 = (slots_S[None, :] == cache.length_B[:, None])[:, :, None, None]
+        rope = self._rope(cache.length_B[:, None])
+
+        def body(x_B1D: jax.Array, of_layer: tuple[Weights, jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+            weights, k_BSKH, v_BSKH = of_layer
+            q_B1NH, k_B1KH, v_B1KH = self._project_qkv(x_B1D, weights, rope)
+            k_BSKH, v_BSKH = jnp.where(is_new_BS11, k_B1KH, k_BSKH), jnp.where(is_new_BS11, v_B1KH, v_BSKH)
+            attended_B1NH = cached_attention(q_B1NH, k_BSKH, v_BSKH, last_slot_B=cache.length_B)
+            return self._add_and_mlp(x_B1D, attended_B1NH, weights), (k_B1KH, v_B1KH)
+
+        layers = (self._layers(), cache.k_LBSKH, cache.v_LBSKH)
+        x_B1D, (k_LB1KH, v_LB1KH) = jax.lax.scan(body, self._embed(tokens_B[:, None]), layers)
+        # One selection over the cache instead of a write per layer and row: XLA:CPU would turn a bfloat16 scatter, or
+        # a bfloat16 cache carried through the scan, into float32 copies of the whole cache.
+        longer = KVCache(
+            k_LBSKH=jnp.where(is_new_BS11[None], k_LB1KH, cache.k_LBSKH),
+            v_LBSKH=jnp.where(is_new_BS11[None], v_LB1KH, cache.v_LBSKH),
+            length_B=cache.length_B + 1,
+        )
+        return self._last_logits(x_B1D), longer
+
+    def _last_logits(self, x_B1D: jax.Array) -> jax.Array:
+        h_B1D = rms_norm(x_B1D, self.final_norm_D[...], self.config.norm_eps)
+        # A second row: XLA:CPU multiplies a single bfloat16 row ten times slower than two.
+        h_2B1D = jnp.concatenate([h_B1D, h_B1D]) if h_B1D.shape[0] == 1 else h_B1D
+        return self.logits(h_2B1D)[: x_B1D.shape[0], 0]
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         # Looked up before the cast: the gradient of a token that occurs often is then summed in the stored dtype.

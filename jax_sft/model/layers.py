@@ -24,7 +24,8 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 def rope_frequencies(head_width: int, theta: float, scaling: LinearRope | Llama3Rope | None) -> np.ndarray:
     """Radians per position of each rotated pair, float32 [head_width / 2]; transformers/modeling_rope_utils.py."""
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
-    plain = np.float32(1) / np.power(np.float32(theta), exponents)
+    # The power is rounded once, as torch's is; numpy's own float32 power is off by a bit here and there.
+    plain = np.float32(1) / np.power(theta, exponents.astype(np.float64)).astype(np.float32)
     match scaling:
         case None:
             return plain

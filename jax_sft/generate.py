@@ -1,0 +1,241 @@
+"""Answers from a model: prompts as token ids in, new token ids out; batched, with a key-value cache.
+
+One prefill reads all prompts, one jitted loop on the device writes tokens until every row has stopped. Lengths are
+rounded up to powers of two, so that a chat whose history grows compiles a handful of programs.
+
+B row (prompt), T prompt position, S slot of the cache, V vocabulary, C candidate token, E stop id.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_sft.model.attention import KVCache
+from jax_sft.model.decoder import Decoder
+
+SHORTEST_BUCKET = 64  # tokens
+STREAMED_STEPS = 8  # tokens of each row between two calls of on_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the filters apply in the order of transformers: penalty, temperature, k, p.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    temperature: float = 0.0  # 0: the likeliest token, always
+    top_k: int = 0  # only the k likeliest tokens; 0: all
+    top_p: float = 1.0  # only the likeliest tokens that together reach p (Holtzman et al. 2020)
+    repetition_penalty: float = (
+        1.0  # above 1: tokens of the prompt and the answer become less likely (Keskar et al. 2019)
+    )
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature = {self.temperature} must not be negative; 0 takes the likeliest token")
+        if self.top_k < 0:
+            raise ValueError(f"top_k = {self.top_k} must not be negative; 0 keeps all tokens")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p} must be above 0 and at most 1; 1 keeps all tokens")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty = {self.repetition_penalty} must be above 0; 1 changes nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One answer: its tokens without the stop id, and whether it ended by one (else by its length)."""
+
+    tokens: list[int]
+    stopped: bool
+
+
+class _Rows(NamedTuple):
+    """The state of the loop. Row b is tokens_BS[b, :length_B[b]]: its prompt, then its answer so far."""
+
+    tokens_BS: jax.Array
+    length_B: jax.Array
+    stopped_B: jax.Array
+    logits_BV: jax.Array  # for the token that follows
+    cache: KVCache
+
+
+def generate(
+    graphdef: nnx.GraphDef[Decoder],
+    params: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    sampling: Sampling,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[Generated]:
+    """Continue each prompt until a stop id or `max_new_tokens`; rows do not see each other.
+
+    Args:
+        prompts: token ids, of any lengths.
+        on_token: called with (row, token) in order as tokens come, a few at a time; never with a stop id.
+
+    Raises:
+        ValueError: an empty prompt, an id outside the vocabulary, or more tokens than the model has positions.
+    """
+    if not prompts:
+        return []
+    model = nnx.merge(graphdef, params)
+    _check(prompts, max_new_tokens, model.config.vocab_size, model.config.max_positions)
+    params = _cast(params, dtype=model.dtype)  # once, and not at every token
+    longest = max(map(len, prompts))
+    tokens_BT = np.full((len(prompts), _bucket(longest)), pad_id, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = prompt
+    prompt_length_B = np.array([len(prompt) for prompt in prompts], np.int32)
+    stop_E = np.array(sorted(set(stop_ids)), np.int32)
+    settings = dataclasses.replace(sampling, seed=0)  # a new seed is no new program
+
+    slots = max(_bucket(longest + max_new_tokens), tokens_BT.shape[1])
+    rows = _prefill(graphdef, params, tokens_BT, prompt_length_B, slots=slots)
+    given = [0] * len(prompts)
+    ends = range(STREAMED_STEPS, max_new_tokens, STREAMED_STEPS) if on_token else ()
+    for end in [*ends, max_new_tokens]:
+        rows = _continue(
+            graphdef, params, rows, stop_E, prompt_length_B, np.int32(end), np.uint32(sampling.seed), settings=settings
+        )
+        answers = _answers(rows, prompt_length_B)
+        if on_token is not None:
+            for row, answer in enumerate(answers):
+                for token in answer.tokens[given[row] :]:
+                    on_token(row, token)
+            given = [len(answer.tokens) for answer in answers]
+        if all(answer.stopped for answer in answers):
+            break
+    return answers
+
+
+def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, max_positions: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1")
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} is empty; give at least one token, e.g. the model's BOS")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ValueError(
+                f"prompt {row} holds an id outside the vocabulary of {vocab_size}; use the tokenizer of this model"
+            )
+        if len(prompt) + max_new_tokens > max_positions:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it exceeds the model's "
+                f"{max_positions} positions; shorten one of them"
+            )
+
+
+def _bucket(length: int) -> int:
+    return max(SHORTEST_BUCKET, 1 << (length - 1).bit_length())
+
+
+def _answers(rows: _Rows, prompt_length_B: np.ndarray) -> list[Generated]:
+    tokens_BS, length_B, stopped_B = jax.device_get((rows.tokens_BS, rows.length_B, rows.stopped_B))
+    spans = zip(tokens_BS, prompt_length_B, length_B, stopped_B, strict=True)
+    return [Generated(tokens_S[start:end].tolist(), bool(stopped)) for tokens_S, start, end, stopped in spans]
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(params: Any, *, dtype: Any) -> Any:
+    return jax.tree.map(lambda weights: weights.astype(dtype), params)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "slots"))
+def _prefill(
+    graphdef: nnx.GraphDef[Decoder], params: Any, tokens_BT: jax.Array, length_B: jax.Array, *, slots: int
+) -> _Rows:
+    B, T = tokens_BT.shape
+    logits_BV, cache = nnx.merge(graphdef, params).prefill(tokens_BT, length_B, slots=slots)
+    tokens_BS = jnp.pad(tokens_BT, [(0, 0), (0, slots - T)])
+    return _Rows(tokens_BS, length_B, jnp.zeros(B, bool), logits_BV, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "settings"), donate_argnames="rows")
+def _continue(
+    graphdef: nnx.GraphDef[Decoder],
+    params: Any,
+    rows: _Rows,
+    stop_E: jax.Array,
+    prompt_length_B: jax.Array,
+    end: jax.Array,
+    seed: jax.Array,
+    *,
+    settings: Sampling,
+) -> _Rows:
+    """Write tokens until each row has stopped or its answer is `end` long."""
+    model = nnx.merge(graphdef, params)
+    slots_S = jnp.arange(rows.tokens_BS.shape[1], dtype=jnp.int32)
+
+    def is_open(rows: _Rows) -> jax.Array:
+        return ~rows.stopped_B & (rows.length_B - prompt_length_B < end)
+
+    def step(rows: _Rows) -> _Rows:
+        held_BS = slots_S[None, :] < rows.length_B[:, None]
+        logits_BV = penalize(rows.logits_BV, rows.tokens_BS, held_BS, settings.repetition_penalty)
+        token_B = _choose(logits_BV, rows.length_B - prompt_length_B, seed, settings)
+        is_stop_B = (token_B[:, None] == stop_E[None, :]).any(axis=1)
+        stopped_B = is_open(rows) & is_stop_B
+        writes_B = is_open(rows) & ~is_stop_B
+        here_BS = (slots_S[None, :] == rows.length_B[:, None]) & writes_B[:, None]
+        logits_BV, cache = model.decode(token_B, rows.cache)
+        return _Rows(
+            tokens_BS=jnp.where(here_BS, token_B[:, None], rows.tokens_BS),
+            length_B=rows.length_B + writes_B.astype(jnp.int32),
+            stopped_B=rows.stopped_B | stopped_B,
+            logits_BV=logits_BV,
+            cache=cache,
+        )
+
+    return jax.lax.while_loop(lambda rows: is_open(rows).any(), step, rows)
+
+
+def penalize(logits_BV: jax.Array, tokens_BS: jax.Array, held_BS: jax.Array, penalty: float) -> jax.Array:
+    """Make tokens that a row holds already less likely; as transformers' `RepetitionPenaltyLogitsProcessor`."""
+    if penalty == 1:
+        return logits_BV
+    B, V = logits_BV.shape
+    rows_B1 = jnp.arange(B, dtype=jnp.int32)[:, None]
+    seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(held_BS, tokens_BS, V)].set(True, mode="drop")
+    penalized_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+    return jnp.where(seen_BV, penalized_BV, logits_BV)
+
+
+def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Tokens that may follow and their logits at the temperature, both [B, C]; -inf where a filter has dropped one.
+
+    The token that makes the sum reach `top_p` is kept; among equal logits the lower id comes first.
+    """
+    B, V = logits_BV.shape
+    logits_BV = logits_BV / sampling.temperature
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32)[None, :], (B, V)), logits_BV
+    logits_BC, ids_BC = jax.lax.top_k(logits_BV, min(sampling.top_k, V) or V)
+    shares_BC = jax.nn.softmax(logits_BC, axis=-1)
+    likelier_BC = jnp.cumsum(shares_BC, axis=-1) - shares_BC
+    return ids_BC, jnp.where(likelier_BC < sampling.top_p, logits_BC, -jnp.inf)
+
+
+def _choose(logits_BV: jax.Array, drawn_B: jax.Array, seed: jax.Array, sampling: Sampling) -> jax.Array:
+    """The next token of each row; a row's draws depend on the seed, its place in the batch and its own past alone."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    ids_BC, logits_BC = candidates(logits_BV, sampling)
+
+    def draw(row: jax.Array, drawn: jax.Array, logits_C: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), drawn)
+        return jax.random.categorical(key, logits_C)
+
+    drawn_B1 = jax.vmap(draw)(jnp.arange(len(drawn_B), dtype=jnp.int32), drawn_B, logits_BC)[:, None]
+    return jnp.take_along_axis(ids_BC, drawn_B1, axis=1)[:, 0]

@@ -1,0 +1,201 @@
+"""Masks found on stock templates equal those of hand-made twins with {% generation %} marks.
+
+TRL ships, beside many models' own templates, a twin of each in which a person put the marks. transformers makes a mask
+of them; ours, found on the template without marks, must be the same. Where it is not, a table says why, and the test
+checks exactly that difference and no other.
+"""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from jax_sft.config import DataConfig
+from jax_sft.data.chat import ChatTemplate, to_sequences
+from jax_sft.data.conversation import Account, Conversation, DataError, Message
+from jax_sft.data.spans import OFF_PROMPT
+from tests.data.chats import conversation, tokenizer_for
+
+trl = pytest.importorskip("trl")
+FOLDER = pathlib.Path(trl.__file__).parent / "chat_templates"
+TWINS = sorted(path.name.removesuffix("_training.jinja") for path in FOLDER.glob("*_training.jinja"))
+
+CASES = {
+    "single": conversation("Hi there", "Hello!"),
+    "system": conversation("system: Be brief.", "Hi", "Hello 😀😀", "你好", "你好，世界！"),
+    "turns": conversation("a", "b b", "c\n\nd", "One.\n\nTwo:\n```py\nx = 1\n```", "😀", "  padded \n"),
+    "empty": conversation("x", "", "", "fine"),
+    "empty at the end": conversation("x", "ok", "y", ""),
+    "newlines": conversation("\n\nx\n", "\nfoo\n\n"),
+    "emoji at the end": conversation("😀", "再见 👩‍👩‍👧😀"),
+    "reasoning": conversation("1+1?", Message("assistant", "2", extra={"reasoning_content": "I count."})),
+}
+
+
+def num_answers(told: Conversation) -> int:
+    return sum(m.role == "assistant" for m in told.messages)
+
+
+# These twins mark the end of the generation prompt too. Inference is given it and never writes it: we do not train it.
+PROMPT_IN_TWIN = {
+    "deepseek_r1_distill": "<｜Assistant｜>",
+    "deepseekv3": "<｜Assistant｜>",
+    "gptoss": "<|start|>assistant",
+    "muse_glimmer": "<|start|>assistant",
+    "nemotron_3_5_lightning": "<think>",
+    "nemotron_3_nano": "<think>",
+    "nemotron_3_super": "<think>",
+    "nemotron_3_ultra": "<think>",
+    "qwen2_5": "\n",
+    "qwen3_5_nothink": "<think>\n\n</think>\n\n",
+    "qwen3_5_think": "<think>\n",
+    "qwen3_6": "<think>\n",
+    "qwen3_8": "<think>\n",
+}
+# With reasoning in it, the answer shares more of the prompt, or less.
+PROMPT_IN_TWIN_WITH_REASONING = {
+    **{name: "<think>\n" for name in PROMPT_IN_TWIN if name.startswith("nemotron")},
+    "qwen3_5_nothink": "<think>",
+}
+# These twins keep the thinking block of earlier answers, the stock templates take it out: with more than one answer the
+# renderings differ, and there is a twin's mask for the last answer of a conversation alone (the test of turns).
+HISTORY_DIFFERS = {"qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"}
+# Refused by the stock template and the twin alike.
+REFUSED = {("gemma", "system")}
+# Nothing ends an answer but the next header; the model's generation config names it.
+GIVEN_STOPS = {"glm4moe": ["<|user|>"]}
+# An answer without text is not rendered like one with text: a stand-in for its content does not fit.
+NO_SENTINEL = {("glm4moe", "empty"), ("glm4moe", "empty at the end"), ("qwen3_5_nothink", "reasoning")}
+# The generation prompt is no beginning of a rendered answer: it opens a thinking block that the answer does not have,
+# or (Qwen 3.5 without thinking) closes one.
+NO_PREFIX = {(name, case) for name in TWINS for case in CASES if name.startswith("deepseek")}
+NO_PREFIX |= {(name, case) for name in TWINS for case in CASES if name.startswith("nemotron") and case != "reasoning"}
+NO_PREFIX |= {("qwen3_5_nothink", "reasoning")}
+# The last answer ends otherwise than those before it.
+NO_PREFIX |= {(name, case) for name in ("gptoss", "phi3", "phi3_5") for case in CASES if num_answers(CASES[case]) > 1}
+
+
+def stock_and_twin(name: str) -> tuple[ChatTemplate, ChatTemplate]:
+    stock, twin = ((FOLDER / f"{name}{kind}.jinja").read_text(encoding="utf-8") for kind in ("", "_training"))
+    tokenizer = tokenizer_for(stock + twin)
+    stop_ids = [tokenizer.get_vocab()[token] for token in GIVEN_STOPS.get(name, [])]
+    first, second = (ChatTemplate(tokenizer, template=text, stop_ids=stop_ids) for text in (stock, twin))
+    return first, second
+
+
+def twin_mask(twin: ChatTemplate, messages) -> tuple[list[int], list[int]]:
+    """Ids and mask of the twin, by transformers."""
+    as_parts = twin._probed[1]
+    dicts = [
+        {"role": m.role, "content": [{"type": "text", "text": m.content}] if as_parts else m.content, **m.extra}
+        for m in messages
+    ]
+    out = twin.tokenizer.apply_chat_template(
+        dicts,
+        chat_template=twin.template,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": True},
+    )
+    ids, mask, offsets = list(out["input_ids"]), list(out["assistant_masks"]), out["offset_mapping"]
+    for i in range(1, len(ids)):  # transformers ends a span at the first of the tokens that make up its last emoji
+        mask[i] = mask[i] or (mask[i - 1] and offsets[i] == offsets[i - 1])
+    return ids, mask
+
+
+def our_mask(sequence) -> tuple[list[int], list[int]]:
+    ids = [int(sequence.tokens_T[0]), *sequence.targets_T.tolist()]
+    return ids, [0, *(sequence.weights_T > 0).astype(int).tolist()]
+
+
+def with_prompt(template: ChatTemplate, ids: list[int], mask: list[int], prompt: str) -> list[int]:
+    """The mask with the tokens of `prompt` in front of each answer, where they must be.
+
+    Its last letters may share a token with the answer (a newline and a newline): that token is trained anyway.
+    """
+    mask = list(mask)
+    for start in [i for i in range(1, len(mask)) if mask[i] and not mask[i - 1]] if prompt else []:
+        first, end = start, start if template.decode(ids[:start]).endswith(prompt) else start + 1
+        while not template.decode(ids[first:end]).startswith(prompt):
+            first -= 1
+        assert prompt.startswith(template.decode(ids[first:start]))
+        mask[first:start] = [1] * (start - first)
+    return mask
+
+
+def prompt_in_twin(name: str, case: str) -> str:
+    differs = PROMPT_IN_TWIN_WITH_REASONING if case == "reasoning" else {}
+    return differs.get(name, PROMPT_IN_TWIN.get(name, ""))
+
+
+def last_run(ids: list[int], mask: list[int]) -> list[int]:
+    end = max(i for i, m in enumerate(mask) if m) + 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return ids[start:end]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", TWINS)
+def test_the_mask_on_the_stock_template_is_that_of_its_twin(name, case):
+    told = CASES[case]
+    stock, twin = stock_and_twin(name)
+    if (name, case) in REFUSED:
+        account = Account()
+        assert to_sequences(told, stock, DataConfig(), account) == []
+        assert list(account.dropped) == ["the chat template refuses it: System role not supported"]
+        return
+    ids, expected = twin_mask(twin, told.messages)
+    (tagged,) = to_sequences(told, twin, DataConfig(mask="tags"), Account())
+    assert our_mask(tagged) == (ids, expected)
+    if name in HISTORY_DIFFERS and num_answers(told) > 1:
+        return
+    for method in ("auto", "prefix", "sentinel"):
+        if (name, case) in {"prefix": NO_PREFIX, "sentinel": NO_SENTINEL}.get(method, ()):
+            with pytest.raises(DataError, match="cannot be followed"):
+                to_sequences(told, stock, DataConfig(mask=method), Account())
+            continue
+        (sequence,) = to_sequences(told, stock, DataConfig(mask=method), Account())
+        ours, mask = our_mask(sequence)
+        assert ours == ids, method
+        assert with_prompt(stock, ours, mask, prompt_in_twin(name, case)) == expected, method
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", TWINS)
+def test_one_answer_at_a_time_trains_what_the_twin_trains_last(name, case):
+    told = CASES[case]
+    if (name, case) in REFUSED:
+        return
+    stock, twin = stock_and_twin(name)
+    answers = [i for i, m in enumerate(told.messages) if m.role == "assistant"]
+    sequences = to_sequences(told, stock, DataConfig(mask="turns"), Account())
+    for sequence, i in zip(sequences, answers, strict=True):
+        ours, mask = our_mask(sequence)
+        mask = with_prompt(stock, ours, mask, prompt_in_twin(name, case))
+        assert np.diff([0, *mask, 0]).clip(0).sum() == 1  # one answer
+        assert last_run(ours, mask) == last_run(*twin_mask(twin, told.messages[: i + 1]))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_prompt_is_the_beginning_of_what_is_trained(name):
+    """What inference sees before an answer is what training saw, but for the end of a prompt that no answer repeats."""
+    stock, _ = stock_and_twin(name)
+    told, account = CASES["single"], Account()
+    (sequence,) = to_sequences(told, stock, DataConfig(), account)
+    before = sequence.tokens_T[: np.flatnonzero(sequence.weights_T)[0] + 1].tolist()
+    prompt = stock.decode(stock.encode_prompt(told.messages[:1]))
+    assert prompt.startswith(stock.decode(before))
+    beyond = prompt.removeprefix(stock.decode(before))
+    if account.altered:
+        assert list(account.altered) == [OFF_PROMPT]
+        assert beyond == ("<think>\n" if name.startswith("deepseek") else "\n")
+    else:  # at most a blank that shares a token with the answer
+        assert beyond in ("", "\n")
+
+
+def test_every_exception_is_about_a_template_that_is_there():
+    pairs = REFUSED | NO_SENTINEL | NO_PREFIX
+    named = {*PROMPT_IN_TWIN, *PROMPT_IN_TWIN_WITH_REASONING, *HISTORY_DIFFERS, *GIVEN_STOPS, *(n for n, _ in pairs)}
+    assert named <= set(TWINS)
+    assert len(TWINS) >= 30

@@ -1,0 +1,332 @@
+"""The tokenised set: what is in it, when the cache is used, and that nothing spoils it unseen."""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jax_sft.config import DataConfig
+from jax_sft.data import dataset as module
+from jax_sft.data import store
+from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.conversation import DataError
+from jax_sft.data.dataset import TokenizedSet, dump, tokenize
+from jax_sft.data.workers import workers
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate(byte_tokenizer(), template=CHATML)
+
+
+def write(path: pathlib.Path, count: int = 5, *, answer: str = "yes {}") -> str:
+    rows = [
+        {"messages": [{"role": "user", "content": "q" * (i % 7)}, {"role": "assistant", "content": answer.format(i)}]}
+        for i in range(count)
+    ]
+    rows[1]["source"] = "other"
+    rows[2]["id"] = "二"
+    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def contents(dataset: TokenizedSet) -> list[tuple]:
+    return [
+        (s.tokens_T.tolist(), s.targets_T.tolist(), s.weights_T.tolist(), s.source, s.id)
+        for s in (dataset[i] for i in range(len(dataset)))
+    ]
+
+
+def read(path: str, template: ChatTemplate, cache: pathlib.Path | None = None, **options) -> TokenizedSet:
+    return tokenize(DataConfig(**options), (path,), template, cache_dir=cache, progress=False)
+
+
+def home_of(cache: pathlib.Path) -> pathlib.Path:
+    (home,) = cache.iterdir()
+    return home
+
+
+def test_the_set_holds_every_sequence_with_its_weights_source_and_id(tmp_path, template):
+    path = write(tmp_path / "set.jsonl")
+    dataset = read(path, template)
+    assert len(dataset) == dataset.account.read == dataset.account.kept == 5
+    assert dataset.sources == ("set", "other")
+    assert dataset.source_ids_N.tolist() == [0, 1, 0, 0, 0]
+    assert [dataset.ids[i] for i in range(len(dataset.ids))] == [
+        f"{path}:1",
+        f"{path}:2",
+        "二",
+        f"{path}:4",
+        f"{path}:5",
+    ]
+    sequence = dataset[3]
+    trained = sequence.targets_T[sequence.weights_T > 0]
+    assert template.tokenizer.decode(trained).startswith("yes 3<|im_end|>")
+    assert dataset.lengths_N.tolist() == [len(dataset[i].tokens_T) for i in range(5)]
+    assert dataset.trained_N.tolist() == [int((dataset[i].weights_T > 0).sum()) for i in range(5)]
+    np.testing.assert_array_equal(sequence.tokens_T[1:], sequence.targets_T[:-1])
+    assert (sequence.tokens_T.dtype, sequence.weights_T.dtype) == (np.int32, np.float32)
+
+
+def test_a_cached_set_equals_the_one_in_memory_and_keeps_its_account(tmp_path, template, monkeypatch):
+    path = write(tmp_path / "set.jsonl")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('\n{"messages": []}\n')
+    first = read(path, template, tmp_path / "cache")
+    monkeypatch.setattr(module, "_build", lambda *_, **__: pytest.fail("the cache was not used"))
+    again = read(path, template, tmp_path / "cache")
+    monkeypatch.undo()
+    for dataset in (first, again):
+        assert contents(dataset) == contents(read(path, template))
+        assert dataset.account == read(path, template).account
+        assert dataset.account.dropped == {"empty conversation": 1}
+        assert dataset.fingerprint == read(path, template).fingerprint
+    assert not again.tokens_M.flags.writeable  # a map of the file
+    assert again.tokens_M.base is not None
+
+
+def test_the_key_follows_every_byte_that_matters_and_no_time(tmp_path, template):
+    cache = tmp_path / "cache"
+    path = write(tmp_path / "set.jsonl")
+    other_name = shutil.copy(path, tmp_path / "set2.jsonl")
+    read(path, template, cache)
+    os.utime(path, (1, 1))
+    read(path, template, cache, workers=0, packing=False)
+    assert len(list(cache.iterdir())) == 1
+    read(other_name, template, cache)
+    for options in ({"max_length": 99}, {"train_turns": "last"}, {"columns": {"source": ""}}, {"too_long": "truncate"}):
+        read(path, template, cache, **options)
+    for text in (CHATML.replace("\n", " "), CHATML.replace("\n", "\n\n")):
+        read(path, ChatTemplate(byte_tokenizer(), template=text), cache)
+    read(path, ChatTemplate(byte_tokenizer(), template=CHATML, stop_ids=[5]), cache)
+    changed = pathlib.Path(path)
+    changed.write_bytes(changed.read_bytes().replace(b"yes 0", b"yes 9"))
+    read(path, template, cache)
+    assert len(list(cache.iterdir())) == 10
+
+
+def test_the_key_follows_the_code(tmp_path, template, monkeypatch):
+    path = write(tmp_path / "set.jsonl")
+    before = module._key(DataConfig(), (path,), template, progress=False)
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "chat.py").write_text("other code")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "room" / "dataset.py"))
+    assert module._key(DataConfig(), (path,), template, progress=False) != before
+
+
+def test_the_fingerprint_follows_tokens_weights_sources_and_order(tmp_path, template):
+    path = write(tmp_path / "set.jsonl")
+    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+
+    def fingerprint(rows: list[str], **options) -> str:
+        pathlib.Path(path).write_text("\n".join(rows), encoding="utf-8")
+        return read(path, template, **options).fingerprint
+
+    weighted = lines[0].replace('"yes 0"', '"yes 0", "weight": 0.5')
+    assert weighted != lines[0]
+    variants = [lines, lines[::-1], [weighted, *lines[1:]], [lines[0].replace("yes", "no"), *lines[1:]], lines[:-1]]
+    found = [fingerprint(rows) for rows in variants] + [fingerprint(lines, columns={"source": ""})]
+    assert len(set(found)) == len(found)
+    assert fingerprint(lines, max_length=1000, workers=0) == found[0]
+
+
+DAMAGES = {
+    "shorter array": lambda home: os.truncate(home / "tokens_M.npy", 200),
+    "no array": lambda home: (home / "weights_M.npy").unlink(),
+    "manifest torn": lambda home: os.truncate(home / "manifest.json", 40),
+    "manifest gone": lambda home: (home / "manifest.json").unlink(),
+    "manifest changed": lambda home: (home / "manifest.json").write_bytes(
+        (home / "manifest.json").read_bytes().replace(b'"read": 5', b'"read": 6')
+    ),
+    "manifest of another kind": lambda home: (home / "manifest.json").write_text("[]"),
+    "manifest empty": lambda home: (home / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_made_again_with_a_warning(tmp_path, template, caplog, damage):
+    path = write(tmp_path / "set.jsonl")
+    good = contents(read(path, template, tmp_path / "cache"))
+    home = home_of(tmp_path / "cache")
+    DAMAGES[damage](home)
+    with caplog.at_level(logging.WARNING):
+        dataset = read(path, template, tmp_path / "cache")
+    assert contents(dataset) == good
+    assert dataset.account.read == 5
+    (record,) = caplog.records
+    assert "the tokenised set is damaged" in record.getMessage()
+    assert str(home) in record.getMessage()
+    caplog.clear()
+    read(path, template, tmp_path / "cache")
+    assert not caplog.records
+
+
+def test_a_run_that_stops_in_the_middle_leaves_no_set(tmp_path, template):
+    path = write(tmp_path / "set.jsonl")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n{broken")
+    with pytest.raises(DataError, match=r"set\.jsonl:6: broken JSON"):
+        read(path, template, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_killed_runs_left_is_removed_after_a_day_and_no_sooner(tmp_path, template):
+    path = write(tmp_path / "set.jsonl")
+    cache = tmp_path / "cache"
+    for name in ("old", "new"):
+        (cache / f"x.tmp-{name}").mkdir(parents=True)
+        (cache / f"x.tmp-{name}" / "tokens_M.npy").touch()
+    for place in (cache / "x.tmp-old", cache / "x.tmp-new", cache / "x.tmp-old" / "tokens_M.npy"):
+        os.utime(place, (1, 1))
+    read(path, template, cache)
+    assert [p.name for p in cache.glob("*.tmp-*")] == ["x.tmp-new"]
+
+
+def test_a_set_that_another_process_made_meanwhile_is_taken(tmp_path, template, monkeypatch):
+    path = write(tmp_path / "set.jsonl")
+    rename = os.rename
+
+    def slower(source, target):
+        shutil.copytree(source, target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slower)
+    assert len(read(path, template, tmp_path / "cache")) == 5
+    assert home_of(tmp_path / "cache").is_dir()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path, template, monkeypatch):
+    path = write(tmp_path / "set.jsonl")
+    cache = tmp_path / "cache"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        DataError, match=r"cache: the tokenised set cannot be written \(No space left .*set data\.cache to"
+    ):
+        read(path, template, cache)
+    assert not list(cache.iterdir())
+
+
+def test_order_account_and_fingerprint_do_not_depend_on_the_number_of_workers(tmp_path, template):
+    path = write(tmp_path / "set.jsonl", count=300)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('\n{"messages": []}\n')
+    options = {"max_length": 29, "too_long": "drop"}  # some are dropped by workers, one by the reader
+    alone = read(path, template, **options)
+    assert sum(alone.account.dropped.values()) > 1
+    together = read(path, template, workers=2, **options)
+    assert contents(together) == contents(alone)
+    assert together.account == alone.account
+    assert together.fingerprint == alone.fingerprint
+
+
+def test_a_worker_imports_no_jax_and_not_the_main_module(tmp_path, template, monkeypatch):
+    main = types.ModuleType("__main__")
+    main.__file__ = str(tmp_path / "main.py")
+    (tmp_path / "main.py").write_text("import wave\nraise SystemExit('the main module ran again')")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with workers(template, DataConfig(workers=1)) as pool:
+        names = pool.submit(eval, "sorted(__import__('sys').modules)").result()
+    assert sys.modules["__main__"] is main
+    assert "jax_sft.data.chat" in names
+    assert not {"jax", "jaxlib", "flax", "torch", "wave"} & set(names)
+
+
+def test_an_error_in_a_worker_comes_out_as_it_is(tmp_path, template):
+    path = write(tmp_path / "set.jsonl", count=3)
+    with pytest.raises(DataError, match=r"set\.jsonl:1: \d+ tokens, .*data\.max_length = 4"):
+        read(path, template, workers=1, max_length=4, too_long="error")
+
+
+def test_a_worker_that_dies_is_an_error_with_the_way_out(tmp_path, template, monkeypatch):
+    path = write(tmp_path / "set.jsonl", count=3)
+    monkeypatch.setattr("jax_sft.data.workers._work", os._exit)  # what a worker does when memory runs out
+    monkeypatch.setattr("jax_sft.data.workers._chunks", lambda _: iter([9]))
+    with pytest.raises(DataError, match=r"data\.workers = 1: a worker died .* set a smaller number"):
+        read(path, template, workers=1)
+
+
+def test_a_set_without_anything_to_train_on_is_an_error_with_the_reasons(tmp_path, template):
+    path = tmp_path / "set.jsonl"
+    rows = [[], [], [{"role": "user", "content": "q"}]]
+    path.write_text("\n".join(json.dumps({"messages": m}) for m in rows))
+    message = (
+        r"set\.jsonl: nothing can be trained on; 3 conversations read, 2 dropped: empty conversation "
+        r"\(first: .*set\.jsonl:1\); 1 dropped: no assistant message to train on \(first: .*:3\); correct the data, or"
+    )
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(DataError, match=message):
+            read(str(path), template, cache)
+
+
+def test_too_many_sources_are_an_error_with_the_way_out(tmp_path, template, monkeypatch):
+    monkeypatch.setattr(store, "MAX_SOURCES", 1)
+    path = write(tmp_path / "set.jsonl")
+    with pytest.raises(DataError, match=r"jsonl:2: the column 'source' names more than 1 .* data\.columns\.source, or"):
+        read(path, template)
+    assert read(path, template, columns={"source": ""}).sources == ("set",)
+
+
+def test_a_dump_line_holds_the_weight_of_predicting_each_token(tmp_path, template):
+    path = write(tmp_path / "set.jsonl")
+    dataset = read(path, template)
+    lines = [json.loads(json.dumps(line)) for line in dump(dataset, template.tokenizer)]
+    assert len(lines) == 5
+    line, sequence = lines[1], dataset[1]
+    assert list(line) == ["id", "source", "tokens", "weights", "text"]
+    assert (line["id"], line["source"]) == (f"{path}:2", "other")
+    assert line["text"].startswith("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nyes 1<|im_end|>")
+    assert line["tokens"] == [*sequence.tokens_T.tolist(), int(sequence.targets_T[-1])]
+    assert len(line["weights"]) == len(line["tokens"])
+    trained = [t for t, w in zip(line["tokens"], line["weights"], strict=True) if w]
+    assert template.tokenizer.decode(trained).startswith("yes 1<|im_end|>")
+
+
+def test_the_progress_bars_are_full_at_the_end(tmp_path, template, monkeypatch):
+    bars = []
+
+    class Bar(module.tqdm):
+        def close(self):
+            bars.append((self.desc, self.n, self.total, self.delay))
+            super().close()
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    path = write(tmp_path / "set.jsonl")
+    size = pathlib.Path(path).stat().st_size
+    tokenize(DataConfig(), (path,), template, cache_dir=tmp_path / "cache", progress=True)
+    assert list(dict.fromkeys(bars)) == [("hashing data", size, size, 2.0), ("tokenising data", 5, 5, 2.0)]
+
+
+def test_a_plain_completion_teaches_itself_and_its_end_and_not_its_prompt(tmp_path, template):
+    path = tmp_path / "set.jsonl"
+    rows = [{"prompt": "2+2=", "completion": " 4"}, {"prompt": "", "completion": "二"}]
+    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    dataset = read(str(path), template)
+    lines = list(dump(dataset, template.tokenizer))
+    assert [line["text"] for line in lines] == ["2+2= 4<|im_end|>", "二<|im_end|>"]
+    assert [line["weights"] for line in lines] == [[0, 0, 0, 0, 1, 1, 1], [0, 1, 1, 1]]  # bytes

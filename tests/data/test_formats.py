@@ -1,0 +1,316 @@
+"""Every format gives the conversation it means; what cannot be trained on is counted, what is malformed is an error."""
+
+import json
+
+import pytest
+
+from jax_sft.config import DataConfig
+from jax_sft.data.conversation import Account, Conversation, DataError, Message
+from jax_sft.data.formats import Untrainable, detect, read_conversations, to_conversation
+
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+
+
+def convert(row, format, **columns) -> Conversation:
+    return to_conversation(row, "f.jsonl:3", format=format, columns=columns, source="f")
+
+
+def turns(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(m.role, m.content) for m in conversation.messages]
+
+
+def write(tmp_path, rows, name="set.jsonl") -> str:
+    path = tmp_path / name
+    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(path: str, **options) -> tuple[list[Conversation], Account]:
+    account = Account()
+    return list(read_conversations(DataConfig(**options), (path,), account)), account
+
+
+def test_messages_keep_text_weights_flags_and_other_keys():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    row = {
+        "messages": [
+            {"role": "system", "content": " be brief\n"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "q "}, {"type": "text", "value": "二"}],
+                "loss_weight": 0,
+            },
+            {"role": "assistant", "content": None, "tool_calls": CALL, "train": False, "name": None},
+            {"role": "tool", "content": "", "tool_call_id": "1"},
+            {"role": "assistant", "content": "a", "weight": 0.5, "reasoning_content": "hm", "train": True},
+        ],
+        "tools": json.dumps(tools),
+        "id": 7,
+        "source": "news",
+    }
+    assert convert(row, "messages") == Conversation(
+        messages=(
+            Message("system", " be brief\n"),
+            Message("user", "q 二", weight=0.0),
+            Message("assistant", "", train=False, extra={"tool_calls": CALL}),
+            Message("tool", "", extra={"tool_call_id": "1"}),
+            Message("assistant", "a", train=True, weight=0.5, extra={"reasoning_content": "hm"}),
+        ),
+        source="news",
+        id="7",
+        tools=tuple(tools),
+    )
+
+
+def test_a_row_without_id_and_source_has_its_place_and_its_file():
+    conversation = convert({"messages": [U, A], "id": None, "source": ""}, "messages")
+    assert (conversation.id, conversation.source) == ("f.jsonl:3", "f")
+
+
+def test_sharegpt_roles_and_system_column():
+    says = [("system", None), ("human", "h"), ("gpt", "g"), ("user", "u"), ("assistant", "a")]
+    row = {"conversations": [{"from": r, "value": v, "weight": 1} for r, v in says[1:]], "system": "s"}
+    assert turns(convert(row, "sharegpt")) == [
+        ("system", "s"), ("user", "h"), ("assistant", "g"), ("user", "u"), ("assistant", "a"),
+    ]  # fmt: skip
+    assert turns(convert({"conversations": [U, A], "system": ""}, "sharegpt")) == [("user", "q"), ("assistant", "a")]
+
+
+def test_alpaca_history_and_input_make_turns():
+    row = {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["q1", "a1"], ["q2", "a2"]]}
+    expected = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    assert turns(convert(row, "alpaca")) == [("system", "s"), *expected, ("user", "i\nx"), ("assistant", "o")]
+    bare = {"instruction": "i", "input": None, "output": "o", "system": None, "history": None}
+    assert turns(convert(bare, "alpaca")) == [("user", "i"), ("assistant", "o")]
+    assert turns(convert({"instruction": "", "input": "x", "output": "o"}, "alpaca"))[0] == ("user", "x")
+
+
+def test_a_plain_completion_is_text_behind_a_prompt_without_a_template():
+    conversation = convert({"prompt": "2+2=", "completion": " 4"}, "prompt_completion")
+    assert (conversation.messages, conversation.prompt_text, conversation.text) == ((), "2+2=", " 4")
+
+
+def test_a_prompt_of_messages_does_not_teach_unless_a_message_says_so():
+    prompt = [U, A, {**A, "train": True}, U]
+    conversation = convert({"prompt": prompt, "completion": [A]}, "prompt_completion")
+    assert [m.train for m in conversation.messages] == [False, False, True, False, None]
+
+
+def test_text_is_kept_as_it_stands():
+    conversation = convert({"text": " \n x \n"}, "text")
+    assert (conversation.text, conversation.prompt_text, conversation.messages) == (" \n x \n", None, ())
+
+
+def test_columns_are_renamed_and_an_empty_name_leaves_one_out():
+    row = {"question": "q", "answer": "a", "source": "a whole abstract", "lang": "en", "id": "x"}
+    columns = {"instruction": "question", "output": "answer", "source": "lang", "id": ""}
+    assert detect(row, "f:1", columns=columns) == "alpaca"
+    conversation = convert(row, "alpaca", **columns)
+    assert (turns(conversation), conversation.source) == ([("user", "q"), ("assistant", "a")], "en")
+    assert conversation.id == "f.jsonl:3"
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"messages": [], "text": "a copy", "prompt": "p"}, "messages"),
+        ({"conversations": [], "system": ""}, "sharegpt"),
+        ({"instruction": "", "output": ""}, "alpaca"),
+        ({"prompt": "", "completion": ""}, "prompt_completion"),
+        ({"text": "", "url": ""}, "text"),
+    ],
+)
+def test_a_format_is_known_by_its_columns(row, format):
+    assert detect(row, "f:1", columns={}) == format
+
+
+BROKEN_EMOJI = json.loads('"\\ud83d"')
+UNTRAINABLE = [
+    ("messages", {"messages": None}, "null messages"),
+    ("messages", {"messages": []}, "empty conversation"),
+    ("messages", {"messages": [U, {"role": "assistant", "content": None}]}, "null content"),
+    ("messages", {"messages": [{"role": "narrator", "content": "x"}]}, "unknown role 'narrator'"),
+    ("messages", {"messages": [{"role": None, "content": "x"}]}, "unknown role None"),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "content part of type 'image_url'",
+    ),
+    ("messages", {"messages": [{"role": "user", "content": BROKEN_EMOJI}]}, "a broken character .* in content"),
+    ("messages", {"messages": [U, A], "source": BROKEN_EMOJI}, "a broken character .* in source"),
+    ("sharegpt", {"conversations": [{"from": "system", "value": "x"}], "system": "s"}, "a system column beside"),
+    ("alpaca", {"instruction": None, "output": "o"}, "null instruction"),
+    ("alpaca", {"instruction": "", "input": "", "output": "o"}, "empty instruction"),
+    ("alpaca", {"instruction": "i", "output": None}, "null output"),
+    ("alpaca", {"instruction": "i", "output": ""}, "empty output"),
+    ("alpaca", {"instruction": "i", "output": "o", "history": [["q", None]]}, "null history"),
+    ("prompt_completion", {"prompt": "p", "completion": ""}, "empty completion"),
+    ("prompt_completion", {"prompt": "p", "completion": None}, "null completion"),
+    ("prompt_completion", {"prompt": None, "completion": "c"}, "null prompt"),
+    ("prompt_completion", {"prompt": [U], "completion": []}, "empty conversation"),
+    ("text", {"text": ""}, "empty text"),
+    ("text", {"text": None}, "null text"),
+]
+
+
+@pytest.mark.parametrize(("format", "row", "reason"), UNTRAINABLE)
+def test_a_sound_row_without_anything_to_train_on_is_not_an_error(format, row, reason):
+    with pytest.raises(Untrainable, match=reason):
+        convert(row, format)
+
+
+MALFORMED = [
+    (
+        "messages",
+        {"conversations": [U, A]},
+        r"needs the column 'messages', but has 'conversations' \(it looks like sharegpt",
+    ),
+    (
+        "messages",
+        {"mesages": [U]},
+        r"but has 'mesages'; did you mean 'mesages'\?; correct the row, or set data\.format",
+    ),
+    ("messages", {"messages": 3}, r"messages is a number; write a list"),
+    ("messages", {"messages": "hello"}, r"messages is a text that is not JSON; write a list"),
+    ("messages", {"messages": ["hello"]}, r"messages holds a text, not messages; write objects with role and content"),
+    ("messages", {"messages": [{"from": "human", "value": "x"}]}, r"no 'role', but 'from', 'value'; .*format sharegpt"),
+    ("messages", {"messages": [{"role": "user"}]}, r"a message has no 'content', but 'role'; write"),
+    ("messages", {"messages": [{"role": "user", "content": 4}]}, r"content is a number; write a text"),
+    ("messages", {"messages": [{"role": "user", "content": ["x"]}]}, r"content holds a text, not parts like"),
+    ("messages", {"messages": [{**A, "train": 1}]}, r"the train of a message is 1; write true or false"),
+    ("messages", {"messages": [{**A, "weight": -1}]}, r"the weight of a message is -1; write a number of at least 0"),
+    ("messages", {"messages": [{**A, "weight": float("nan")}]}, r"the weight of a message is nan"),
+    ("messages", {"messages": [{**A, "weight": "1"}]}, r"the weight of a message is '1'"),
+    ("messages", {"messages": [{**A, "weight": 1, "loss_weight": 1}]}, r"both weight and loss_weight; .* keep one"),
+    ("messages", {"messages": [U, A], "tools": {"a": 1}}, r"tools is an object; write a list"),
+    (
+        "messages",
+        {"messages": [U, A], "source": ["x"]},
+        r"source is a list; write a text, or set data\.columns\.source = ''",
+    ),
+    ("alpaca", {"instruction": "i"}, r"the format alpaca needs the column 'output', but has 'instruction'"),
+    ("alpaca", {"instruction": "i", "output": 7}, r"output is a number; write a text"),
+    (
+        "alpaca",
+        {"instruction": "i", "output": "o", "history": [["q"]]},
+        r"history holds a list, not pairs of a question",
+    ),
+    (
+        "prompt_completion",
+        {"prompt": "p", "completion": [A]},
+        r"prompt is a text and completion a list; make both texts",
+    ),
+    ("prompt_completion", {"prompt": 1, "completion": 2}, r"prompt is a number; write a list"),
+    ("text", {"text": ["x"]}, r"text is a list; write a text"),
+]
+
+
+@pytest.mark.parametrize(("format", "row", "message"), MALFORMED)
+def test_a_malformed_row_is_an_error_with_its_place(format, row, message):
+    with pytest.raises(DataError, match=message) as caught:
+        convert(row, format)
+    assert str(caught.value).startswith("f.jsonl:3: ")
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        (
+            {"q": 1, "a": 2},
+            {},
+            r"f:1: no format fits the columns 'q', 'a'; name them in data\.columns .*alpaca: instruction, out",
+        ),
+        ({}, {}, r"f:1: no format fits the columns none"),
+        (
+            {"messages": 1, "prompt": 1, "completion": 1},
+            {},
+            r"fit the formats messages and prompt_completion; set data\.format",
+        ),
+    ],
+)
+def test_columns_that_fit_no_format_or_two_are_an_error(row, columns, message):
+    with pytest.raises(DataError, match=message):
+        detect(row, "f:1", columns=columns)
+
+
+def test_rows_that_cannot_be_trained_on_are_counted_with_their_places(tmp_path):
+    rows = [[U, A], [], [U], [U, {**A, "content": None}], [U, {**A, "train": False}], [{**U, "train": True}]]
+    path = write(tmp_path, [{"messages": m} for m in rows])
+    kept, account = read(path)
+    assert [c.id for c in kept] == [f"{path}:1", f"{path}:6"]
+    assert account.read == 6
+    assert account.dropped == {"empty conversation": 1, "no assistant message to train on": 2, "null content": 1}
+    assert account.examples["no assistant message to train on"] == [f"{path}:3", f"{path}:5"]
+
+
+def test_the_roles_that_teach_decide_what_a_row_must_hold(tmp_path):
+    path = write(tmp_path, [{"messages": [U]}, {"messages": [A]}])
+    kept, account = read(path, train_on="user, tool")
+    assert [c.id for c in kept] == [f"{path}:1"]
+    assert account.dropped == {"no user or tool message to train on": 1}
+
+
+def test_each_file_has_one_format_and_its_own_source(tmp_path):
+    paths = (
+        write(tmp_path, [{"messages": [U, A]}], "one.jsonl"),
+        write(tmp_path, [{"instruction": "i", "output": "o"}, {"instruction": "i", "output": "o"}], "two.v2.jsonl"),
+    )
+    kept = list(read_conversations(DataConfig(), paths, Account()))
+    assert [c.source for c in kept] == ["one", "two.v2", "two.v2"]
+
+
+def test_a_later_row_of_another_shape_is_an_error(tmp_path):
+    path = write(tmp_path, [{"messages": [U, A]}, {"instruction": "i", "output": "o"}])
+    message = r"set\.jsonl:2: a row of the format messages needs .* looks like alpaca, but one format holds for a file"
+    with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_a_named_format_is_not_guessed(tmp_path):
+    path = write(tmp_path, [{"messages": [U, A], "text": "x"}])
+    assert read(path, format="text")[0][0].text == "x"
+    with pytest.raises(DataError, match=r"set\.jsonl:1: a row of the format alpaca needs the column 'instruction'"):
+        read(path, format="alpaca")
+
+
+@pytest.mark.parametrize(
+    ("columns", "format", "message"),
+    [
+        (
+            {"mesages": "chat"},
+            "auto",
+            r"data\.columns\.mesages: no field has this name; did you mean 'messages'\?; map messages,",
+        ),
+        (
+            {"prompt": "chat"},
+            "messages",
+            r"data\.columns\.prompt: no field has this name; map messages, tools, id, source",
+        ),
+        (
+            {"messages": "caht"},
+            "auto",
+            r"set\.jsonl:1: data\.columns\.messages = 'caht' is not a column, there are 'chat'",
+        ),
+        ({"messages": "caht"}, "messages", r"there are 'chat', 'lang'; did you mean 'chat'\?; correct it"),
+        ({"tools": "lnag"}, "messages", r"data\.columns\.tools = 'lnag' is not a column, .* did you mean 'lang'\?"),
+    ],
+)
+def test_an_unknown_column_is_an_error_with_the_columns_there_are(tmp_path, columns, format, message):
+    path = write(tmp_path, [{"chat": [U, A], "lang": "en"}])
+    with pytest.raises(DataError, match=message):
+        read(path, columns=columns, format=format)
+
+
+def test_mapped_columns_are_read_from_a_file(tmp_path):
+    path = write(tmp_path, [{"chat": [U, A], "source": "x"}, {"chat": [U, A]}])
+    kept, _ = read(path, columns={"messages": "chat", "source": ""})
+    assert [(c.source, len(c.messages)) for c in kept] == [("set", 2), ("set", 2)]
+
+
+def test_a_table_holds_messages_as_json(tmp_path):
+    path = tmp_path / "set.csv"
+    cell = json.dumps([U, A]).replace('"', '""')
+    path.write_text(f'messages,id\n"{cell}",x\n')
+    kept, _ = read(str(path))
+    assert (turns(kept[0]), kept[0].id) == ([("user", "q"), ("assistant", "a")], "x")

