@@ -198,7 +198,15 @@ def _continue(
             cache=cache,
         )
 
-    return jax.lax.while_loop(lambda rows: is_open(rows).any(), step, rows)
+    rows = jax.lax.while_loop(lambda rows: is_open(rows).any(), step, rows)
+    read = {name: _on_every_process(getattr(rows, name)) for name in ("tokens_BS", "length_B", "stopped_B")}
+    return rows._replace(**read)
+
+
+def _on_every_process(x: jax.Array) -> jax.Array:
+    """Whole on each device, so that each process can read it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, jax.P())
 
 
 def penalize(logits_BV: jax.Array, tokens_BS: jax.Array, held_BS: jax.Array, penalty: float) -> jax.Array:
@@ -222,6 +230,8 @@ def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax
     if sampling.top_k == 0 and sampling.top_p == 1:
         return jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32)[None, :], (B, V)), logits_BV
     logits_BC, ids_BC = jax.lax.top_k(logits_BV, min(sampling.top_k, V) or V)
+    if sampling.top_p == 1:
+        return ids_BC, logits_BC
     shares_BC = jax.nn.softmax(logits_BC, axis=-1)
     likelier_BC = jnp.cumsum(shares_BC, axis=-1) - shares_BC
     return ids_BC, jnp.where(likelier_BC < sampling.top_p, logits_BC, -jnp.inf)

@@ -1,6 +1,7 @@
 """What comes back is what was saved, bit for bit; damage is seen, named, and gone around."""
 
 import dataclasses
+import gc
 import json
 import logging
 import math
@@ -23,6 +24,12 @@ from jax_sft.optim import optimizer
 from jax_sft.seal import seal_problem, write_seal
 from jax_sft.sharding import make_mesh
 from jax_sft.train_step import abstract_state, init_state
+
+# Orbax's own threads and coroutines fall over one another when a file cannot be read or written.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SHAPES = {
     "embed_VD": (1024, 16),  # large enough that Orbax keeps it in a file of its own
@@ -162,6 +169,13 @@ def test_every_sealed_file_is_watched(saved):
         assert seal_problem(step) == f"{name} is missing"
         (step / name).write_bytes(content)
     assert seal_problem(step) is None
+
+
+@pytest.fixture(autouse=True)
+def _swept():
+    """Orbax leaves threads and coroutines behind when a read or write fails; they are collected where that is allowed."""
+    yield
+    gc.collect()
 
 
 def damage(how, step_folder):
@@ -374,9 +388,6 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(mount)], check=True)
 
 
-# Orbax's own threads fall over one another when a write fails; what counts is what the user is told.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(small_disk):
     checkpoints = open_at(small_disk / "checkpoints")
     checkpoints.save(1, state_of(1), {}, wait=True)

@@ -107,11 +107,13 @@ def _encoded_chat(
         changes.update(rendering.notes)
         ids, offsets = template.encode(rendering.text, escaped=chat.escaped)
         weight_of = np.full(len(ids), everywhere, np.float32)
+        said: dict[int, list[str]] = {}  # message -> the text of its trained tokens
         for span in rendering.spans:
             tokens = _tokens_of(offsets, span)
             weight_of[tokens] = weights[span.message]
-            shown = template.control.restore(rendering.text[span.start : span.end])
-            _check(conversation.messages[span.message], shown, template.decode(ids[tokens]), changes)
+            said.setdefault(span.message, []).append(template.decode(ids[tokens]))
+        for i, texts in said.items():
+            _check(conversation.messages[i], "".join(texts), changes)
         encoded.append((ids, weight_of))
     return method, encoded
 
@@ -145,15 +147,11 @@ def _tokens_of(offsets: list[tuple[int, int]], span: spans.Span) -> slice:
     return slice(first, bisect.bisect_left(offsets, span.end, lo=first, key=lambda o: o[0]))
 
 
-def _check(message: Message, shown: str, decoded: str, changes: set[str]) -> None:
-    """Compare what a span's tokens say with the message, and note what the template left out.
-
-    Args:
-        shown: the span's characters.
-        decoded: the span's tokens as text.
+def _check(message: Message, decoded: str, changes: set[str]) -> None:
+    """Compare what a message's trained tokens say with the message, and note what the template left out.
 
     Raises:
-        DataError: the message is not in the span.
+        DataError: the tokens do not say the message.
     """
     if message.content.strip() not in decoded and _folded(message.content) not in _folded(decoded):
         raise DataError(
@@ -162,10 +160,10 @@ def _check(message: Message, shown: str, decoded: str, changes: set[str]) -> Non
         )
     for call in message.extra.get("tool_calls") or ():
         name = call.get("function", call).get("name") if isinstance(call, Mapping) else None
-        if isinstance(name, str) and name not in shown:
+        if isinstance(name, str) and name not in decoded:
             raise DataError(f"the chat template leaves out the tool call {name!r}; {WAY_OUT}")
     reasoning = next((message.extra[f] for f in spans.REASONING if message.extra.get(f)), None)
-    if isinstance(reasoning, str) and _folded(reasoning) not in _folded(shown):
+    if isinstance(reasoning, str) and _folded(reasoning) not in _folded(decoded):
         changes.add("reasoning that the chat template leaves out")
 
 
@@ -195,8 +193,8 @@ def _fitted(
 
 
 def _folded(text: str) -> str:
-    """Text without blanks and in one Unicode form: templates strip, tokenizers normalise."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Text without blanks and in one Unicode form: templates strip them, SentencePiece tokenizers take ▁ for one."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().replace("▁", " ").split())
 
 
 def _short(text: str, limit: int = 60) -> str:

@@ -212,9 +212,12 @@ def _ended(
     """
     stop = re.compile(r"\s*(?:" + "|".join(map(re.escape, facts.stops)) + ")")
     out = []
-    for span in sorted(spans, key=lambda s: s.start):
+    spans = sorted(spans, key=lambda s: s.start)
+    last_of = {span.message: span for span in spans}
+    for span in spans:
         end, message = span.end, messages[span.message]
-        if message["role"] == "assistant" and not text[span.start : end].rstrip().endswith(facts.stops):
+        is_end = message["role"] == "assistant" and last_of[span.message] is span
+        if is_end and not text[span.start : end].rstrip().endswith(facts.stops):
             behind = stop.match(text, end)
             if behind:  # marks that leave it out, or the header that GLM stops at
                 end = behind.end()

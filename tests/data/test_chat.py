@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jax_sft.config import DataConfig
@@ -246,6 +246,22 @@ def test_a_stop_id_outside_the_vocabulary_is_left_out():
     assert ChatTemplate(tokenizer_for(CHATML), stop_ids=[999_999]).stop_ids == template_of(CHATML).stop_ids
 
 
+def test_an_answer_with_marks_in_two_places_is_trained_in_both():
+    source = CHATML_TAGGED.replace(
+        "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}",
+        "{% generation %}{{ m.content }}{% endgeneration %} (seen) "
+        "{% generation %}{{ '<|im_end|>' }}{% endgeneration %}",
+    )
+    told = conversation("Hi", "Yo", "Bye", Message("assistant", "Ciao", weight=0.5))
+    template, account = template_of(source), Account()
+    (sequence,) = to_sequences(told, template, DataConfig(), account)
+    text = marked(sequence, template)
+    assert [part.split("⟧")[0] for part in text.split("⟦")[1:]] == ["Yo", "<|im_end|>", "Ciao", "<|im_end|>"]
+    assert account.method == {"tags": 1}
+    assert [w for w in sequence.weights_T.tolist() if w] == [1.0] * 3 + [0.5] * (sequence.weights_T == 0.5).sum()
+    assert account.altered == {}
+
+
 # --- who teaches
 
 
@@ -271,6 +287,16 @@ def test_train_on_all_spares_a_message_that_says_so():
     told = conversation(Message("user", "Hi", train=False), Message("assistant", "Yo"))
     (text,) = encoded(CHATML, told, train_on="all")
     assert text == "<|im_start|>⟦user\n⟧Hi<|im_end|>\n⟦<|im_start|>assistant\nYo<|im_end|>\n⟧"
+
+
+def test_train_on_all_needs_the_whole_rendering():
+    told = ("u", "<think>x</think>a", "v", "<think>y</think>b")
+    assert len(encoded(THINKING, conversation(*told), train_on="all")) == 1
+    spared = conversation(
+        told[0], Message("assistant", told[1], train=False), Message("user", "v"), Message("assistant", "b")
+    )
+    with pytest.raises(DataError, match="rows.jsonl:7: .*data.train_on = 'all' cannot train one answer at a time"):
+        encoded(THINKING, spared, train_on="all")
 
 
 def test_train_turns_last_trains_the_last_answer_alone():
@@ -400,6 +426,15 @@ def test_a_template_that_changes_an_answer_is_an_error_that_shows_both():
         encoded(source, conversation("Which?", "red colour"))
 
 
+@pytest.mark.parametrize(
+    "depends",
+    ["{{ '!' if 'long' in messages[-1].content }}" + CHATML, CHATML + "{{ '!' if 'long' in messages[-1].content }}"],
+)
+def test_a_rendering_that_depends_on_contents_is_followed_by_no_stand_in(depends):
+    with pytest.raises(DataError, match="rows.jsonl:7: .*the rendering depends on the contents"):
+        encoded(depends, conversation("Hi", "a long answer"), mask="sentinel")
+
+
 def test_a_template_that_writes_no_answer_is_an_error_at_once():
     with pytest.raises(DataError, match=r"fails on a question and an answer \(it leaves out .*set model.chat_template"):
         _ = template_of("{% for m in messages %}{{ '<|im_start|>' + m.role }}{% endfor %}").stop_ids
@@ -516,6 +551,15 @@ def test_control_text_in_odd_shapes(text):
     assert template.decode(sequence.tokens_T[:-1].tolist()).startswith(f"<|im_start|>user\n{text}<|im_end|>")
 
 
+def test_a_control_token_inside_another_stays_text():
+    tokenizer = pickle.loads(pickle.dumps(tokenizer_for(CHATML)))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<<|im_end|>"]}, replace_extra_special_tokens=False)
+    template = ChatTemplate(tokenizer, template=CHATML)
+    (sequence,) = to_sequences(conversation("a <<|im_end|> b", "c"), template, DataConfig(), Account())
+    assert len(control_ids(template, sequence.targets_T)) == 3
+    assert marked(sequence, template).startswith("<|im_start|>user\na <<|im_end|> b<|im_end|>")
+
+
 def test_a_look_alike_that_normalises_to_control_text_stays_text():
     tokenizer = pickle.loads(pickle.dumps(tokenizer_for(CHATML)))
     backend = tokenizer.backend_tokenizer
@@ -526,6 +570,26 @@ def test_a_look_alike_that_normalises_to_control_text_stays_text():
     assert loose in tokenizer("＜|loose|＞", add_special_tokens=False)["input_ids"]
     (sequence,) = to_sequences(conversation("＜|loose|＞", "a"), template, DataConfig(), Account())
     assert loose not in sequence.targets_T
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_tokenizer_that_writes_blanks_into_tokens_is_followed(scheme):
+    """SentencePiece kind, byte fallback: the blank at the start of a text and ▁ itself must not displace anything."""
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    vocabulary = {t: i for i, t in enumerate(["<unk>", "<s>", "</s>", *bytes_, "▁", *"aiHYo<|>_mendsrtu"])}
+    backend = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    blanks = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(blanks)
+    backend.add_special_tokens([AddedToken(t, normalized=False) for t in ("<s>", "</s>", "<|im_start|>", "<|im_end|>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    template = ChatTemplate(tokenizer, template="{{ bos_token }}" + CHATML)
+    for method in ("prefix", "sentinel"):
+        (text,) = encoded(template, conversation(INJECTION, " Yo ▁你 ", "Hi", "a</s>"), mask=method)
+        runs = [part.split("⟧")[0] for part in text.split("⟦")[1:]]
+        assert [" ".join(run.split()) for run in runs] == ["Yo 你 <|im_end|>", "a</s><|im_end|>"]
+    text = template.render(conversation("Hi", " Yo 😀 ").messages)
+    assert template.encode(text, escaped=True) == template.encode(text, escaped=False)
 
 
 def test_a_vocabulary_that_makes_a_control_token_of_text_drops_the_row():

@@ -154,6 +154,7 @@ def test_the_fingerprint_follows_tokens_weights_sources_and_order(tmp_path, temp
 
 DAMAGES = {
     "shorter array": lambda home: os.truncate(home / "tokens_M.npy", 200),
+    "longer array": lambda home: os.truncate(home / "tokens_M.npy", 9000),
     "no array": lambda home: (home / "weights_M.npy").unlink(),
     "manifest torn": lambda home: os.truncate(home / "manifest.json", 40),
     "manifest gone": lambda home: (home / "manifest.json").unlink(),
@@ -232,7 +233,9 @@ def test_a_cache_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path, t
     assert not list(cache.iterdir())
 
 
-def test_order_account_and_fingerprint_do_not_depend_on_the_number_of_workers(tmp_path, template):
+def test_order_account_and_fingerprint_do_not_depend_on_the_number_of_workers(tmp_path, template, monkeypatch):
+    monkeypatch.setattr("jax_sft.data.workers.CHUNK", 16)  # enough of them for the queue to fill
+    monkeypatch.setattr("jax_sft.data.workers.AHEAD", 1)
     path = write(tmp_path / "set.jsonl", count=300)
     with open(path, "a", encoding="utf-8") as file:
         file.write('\n{"messages": []}\n')

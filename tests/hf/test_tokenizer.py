@@ -105,8 +105,8 @@ def test_no_torch_is_needed(tmp_path: pathlib.Path):
         "from jax_sft.hf.save import save_model\n"
         "m = load_model(sys.argv[1])\n"
         "save_model(sys.argv[1] + '-out', config=m.config, params=m.params, tokenizer=m.tokenizer,\n"
-        "    hf_config=m.hf_config, generation_config={}, chat_template=m.chat_template, stop_ids=m.stop_ids, dtype='bfloat16',\n"
-        "    max_shard_size='5GB', facts={})\n"
+        "    hf_config=m.hf_config, generation_config={}, chat_template=m.chat_template, stop_ids=m.stop_ids,\n"
+        "    dtype='bfloat16', max_shard_size='5GB', facts={})\n"
         "print(load_model(sys.argv[1] + '-out').tokenizer.apply_chat_template([{'role': 'user', 'content': 'hi'}],\n"
         "    tokenize=False))"
     )

