@@ -6,11 +6,10 @@ called, not before: data workers import this package and must stay light.
 
 import importlib.metadata
 import pathlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jax_sft.config import RunConfig, from_config_dict
-from jax_sft.config import load as _load_config
+from jax_sft.config import load as load_config
 
 if TYPE_CHECKING:
     from jax_sft.assistant import Assistant
@@ -34,10 +33,10 @@ def train(config: Any, *, workdir: str | pathlib.Path | None = None, overrides: 
     """
     from jax_sft.train_loop import train as run
 
-    if isinstance(config, RunConfig):
-        config = config.to_dict()
-    checked = from_config_dict(config, overrides) if isinstance(config, Mapping) or hasattr(config, "to_dict") else None
-    checked = checked or _load_config(config, overrides)
+    if isinstance(config, str | pathlib.Path):
+        checked = load_config(config, overrides)
+    else:
+        checked = from_config_dict(config.to_dict() if isinstance(config, RunConfig) else config, overrides)
     place = str(workdir) if workdir is not None else checked.workdir
     if not place:
         raise ValueError("no workdir: pass workdir=, or set it in the config")

@@ -12,7 +12,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jax_sft import config as configs
 
@@ -49,9 +49,16 @@ _LESS_MEMORY = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong flag is a user error like any other: one sentence, exit status 1."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    parser = argparse.ArgumentParser(prog="jax-sft", description="Supervised fine-tuning in JAX.", allow_abbrev=False)
+    parser = _Parser(prog="jax-sft", description="Supervised fine-tuning in JAX.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -235,7 +242,8 @@ def _eval(options: argparse.Namespace, _: list[str]) -> int:
     prompts = [[{"role": "user", "content": prompt}] for prompt in options.prompt]
     prompts += conversations_of(options.data, count=options.answers)
     results, answers = {}, {}
-    for model in dict.fromkeys([*([options.against] if options.against else []), options.model]):
+    models: list[str] = [options.against] if options.against else []
+    for model in [*models, options.model]:
         assistant = _load(options, model)
         results[model] = assistant.losses(options.data, config=data, batch_size=options.batch_size)
         if prompts:

@@ -233,11 +233,7 @@ def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) ->
     for name in parents:
         node = node.get(name) if isinstance(node, dict) else None
     free_form = isinstance(node, dict) and key.startswith("data.columns.")
-    if (
-        not isinstance(node, dict)
-        or not (leaf in node or free_form)
-        or isinstance(node.get(leaf), dict)
-    ):
+    if not isinstance(node, dict) or not (leaf in node or free_form) or isinstance(node.get(leaf), dict):
         problems.append(f"{key} is not a config key{_did_you_mean(key, known_keys())}")
         return
     node[leaf] = _parse(text)
@@ -339,6 +335,8 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         yield "model.path is empty; set it to a Hugging Face folder, a hub id or a .gguf file"
     if not run.data.train:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
+    if run.data.train_on == "all" and run.data.train_turns == "last":
+        yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
     if (run.train.steps is None) == (run.train.epochs is None):
         said = "both are set" if run.train.steps is not None else "neither is set"
         yield f"train.steps and train.epochs: {said}; set exactly one of them"

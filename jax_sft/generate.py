@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from jax_sft.model.attention import KVCache
+from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import Decoder
 
 SHORTEST_BUCKET = 64  # tokens
@@ -83,6 +84,7 @@ def generate(
 
     Args:
         prompts: token ids, of any lengths.
+        pad_id: any id of the vocabulary; it fills rows up and has no effect.
         on_token: called with (row, token) in order as tokens come, a few at a time; never with a stop id.
 
     Raises:
@@ -91,7 +93,7 @@ def generate(
     if not prompts:
         return []
     model = nnx.merge(graphdef, params)
-    _check(prompts, max_new_tokens, model.config.vocab_size, model.config.max_positions)
+    _check(prompts, max_new_tokens, pad_id, model.config)
     params = _cast(params, dtype=model.dtype)  # once, and not at every token
     longest = max(map(len, prompts))
     tokens_BT = np.full((len(prompts), _bucket(longest)), pad_id, np.int32)
@@ -120,20 +122,22 @@ def generate(
     return answers
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, max_positions: int) -> None:
+def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int, config: ModelConfig) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1")
+    if not 0 <= pad_id < config.vocab_size:
+        raise ValueError(f"pad_id = {pad_id} is outside the vocabulary of {config.vocab_size}; any id in it will do")
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {row} is empty; give at least one token, e.g. the model's BOS")
-        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
             raise ValueError(
-                f"prompt {row} holds an id outside the vocabulary of {vocab_size}; use the tokenizer of this model"
+                f"prompt {row} holds an id outside the vocabulary of {config.vocab_size}; use this model's tokenizer"
             )
-        if len(prompt) + max_new_tokens > max_positions:
+        if len(prompt) + max_new_tokens > config.max_positions:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it exceeds the model's "
-                f"{max_positions} positions; shorten one of them"
+                f"{config.max_positions} positions; shorten one of them"
             )
 
 

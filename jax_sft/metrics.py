@@ -70,7 +70,7 @@ class Metrics:
                 )
         if wandb_project:
             try:
-                import wandb
+                import wandb  # pyright: ignore[reportMissingImports]  an extra
             except ImportError:
                 raise ValueError(
                     "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"

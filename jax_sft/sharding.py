@@ -23,7 +23,7 @@ BATCH_AXES = ("data", "fsdp")  # rows are spread over both
 WEIGHT_AXIS_OF_LETTER = {"D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """The device mesh with axes data, fsdp, tensor.
 
     Raises:
@@ -123,8 +123,9 @@ def local_rows(mesh: Mesh, *, batch_size: int, accumulation: int = 1) -> np.ndar
             f"{grid.shape[1]} rows, which cannot be spread over data x fsdp = {shards} devices; make the batch size a "
             f"multiple of {shards * accumulation}"
         )
-    places = batch_sharding(mesh, leading_axes=1).addressable_devices_indices_map(grid.shape)
-    columns = np.unique(np.concatenate([np.arange(grid.shape[1])[index[1]] for index in places.values() if index]))
+    sharding = batch_sharding(mesh, leading_axes=1)
+    places: dict[Any, Any] = dict(sharding.addressable_devices_indices_map(grid.shape))
+    columns = np.unique(np.concatenate([np.arange(grid.shape[1])[index[1]] for index in places.values()]))
     return np.sort(grid[:, columns].reshape(-1))
 
 

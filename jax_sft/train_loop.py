@@ -117,10 +117,11 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         )
         restored = checkpoints.restore(state_shape)
         if restored is None:
-            start_step, extra = 0, {}
+            start_step, progress = 0, _Progress()
             state = init_state(load_params(base, shardings=shard_params(params_shape, mesh)), tx, mesh)
         else:
-            start_step, state, extra = restored
+            start_step, state, notes = restored
+            progress = _Progress.from_notes(notes)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         run = _Run(
             config=config,
@@ -156,7 +157,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
             config=config.to_dict(),
         )
         with contextlib.closing(checkpoints), contextlib.closing(metrics):
-            return _steps(run, state, metrics, rows, start_step, extra, started)
+            return _steps(run, state, metrics, rows, start_step, progress, started)
 
 
 def load_sets(
@@ -213,30 +214,51 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
     }
 
 
+@dataclasses.dataclass
+class _Progress:
+    """What the host must remember from start to start; travels with every checkpoint."""
+
+    before: Losses | None = None  # validation, untrained
+    after: Losses | None = None  # the newest validation, of step `after_step`
+    after_step: int = -1
+    best_loss: float | None = None
+    skipped_steps: int = 0
+
+    @classmethod
+    def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
+        losses = {key: Losses(**notes[key]) if notes.get(key) else None for key in ("before", "after")}
+        return cls(**{**notes, **losses})
+
+    def to_notes(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def evaluate(self, run: _Run, params: Any, metrics: Metrics, step: int) -> float | None:
+        """Validation and samples at a step. Returns the loss if it is the best so far."""
+        losses = _evaluate(run, params, metrics, step)
+        self.before = losses if step == 0 else self.before
+        self.after, self.after_step = losses, step
+        if losses is None or (self.best_loss is not None and losses.loss >= self.best_loss):
+            return None
+        self.best_loss = losses.loss
+        return losses.loss
+
+
 def _steps(
     run: _Run,
     state: TrainState,
     metrics: Metrics,
     rows: np.ndarray,
     start_step: int,
-    extra: dict[str, Any],
+    progress: _Progress,
     started: float,
 ) -> Outcome:
     """The loop itself."""
     config, total = run.config, run.loader.total_steps
-    before = Losses(**extra["before"]) if extra.get("before") else None
-    best = extra.get("best_loss")
-    skipped = int(extra.get("skipped_steps", 0))
-    after = before
     if start_step == 0:
-        before = after = _evaluate(run, state.params, metrics, 0, "validation before training")
-        best = before.loss if before else None
-
+        progress.evaluate(run, state.params, metrics, 0)
     logger = _StepLogger(run, metrics, started)
-    done = saved = start_step
-    bar = tqdm(
-        total=total, initial=start_step, desc="training", unit="step", disable=jax.process_index() > 0, smoothing=0.1
-    )
+    done, stop = start_step, False
+    bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=jax.process_index() > 0, smoothing=0.1)
     with _signals() as signalled, bar:
         for step, batch in run.loader.prefetch(start_step, total, rows=rows):
             placed = put_batch(
@@ -249,51 +271,45 @@ def _steps(
             state, measured = run.train_step(state, {}, placed)
             done = step + 1
             # Step n runs on the device while the numbers of step n - 1 are read: the device never waits for the host.
-            skipped += logger.finish_pending(bar)
+            progress.skipped_steps += logger.finish_pending(bar)
             logger.pend(step, measured)
 
             stop = bool(signalled) or run.checkpoints.reached_preemption(done)
-            evaluate_now = done == total or (config.evaluate.every_steps and done % config.evaluate.every_steps == 0)
-            save_now = stop or done == total or done % config.checkpoint.every_steps == 0
-            if not (stop or evaluate_now or save_now):
+            evaluate_now = done == total or _is_due(done, config.evaluate.every_steps)
+            save_now = stop or done == total or _is_due(done, config.checkpoint.every_steps)
+            if not (evaluate_now or save_now):
                 continue
-            skipped += logger.finish_pending(bar)
+            progress.skipped_steps += logger.finish_pending(bar)
             with logger.paused():
-                loss = None
-                if evaluate_now and not stop:
-                    result = _evaluate(run, state.params, metrics, done, f"validation at step {done}")
-                    after = result or after
-                    loss = result.loss if result else None
-                improved = loss is not None and (best is None or loss < best)
-                best = loss if improved else best
-                if save_now or improved:
-                    notes = {
-                        "best_loss": best,
-                        "skipped_steps": skipped,
-                        "before": before.to_dict() if before else None,
-                        "after": after.to_dict() if after else None,
-                    }
-                    run.checkpoints.save(done, state, notes, loss=loss, wait=stop or done == total)
-                    saved = done
+                # On a signal there may be seconds left: save, and leave the evaluation to the next start.
+                best_loss = progress.evaluate(run, state.params, metrics, done) if evaluate_now and not stop else None
+                if save_now or best_loss is not None:
+                    loss = progress.after.loss if progress.after and progress.after_step == done else None
+                    run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
             if stop:
                 break
-    if skipped:
-        _log.warning("%d steps were skipped because their loss or gradient was not finite", skipped)
-    if done < total:
-        _log.info("saved step %d of %d; run the same command again to go on", saved, total)
-        return Outcome(finished=False, step=done, workdir=run.workdir, export=None, before=before, after=after)
+    if progress.skipped_steps:
+        _log.warning("%d steps were skipped: their loss or gradient was not finite", progress.skipped_steps)
+    if stop:
+        _log.info("saved step %d of %d; run the same command again to go on", done, total)
+        return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if start_step == total:
-        after = Losses(**extra["after"]) if extra.get("after") else None
-        _log.info("this run is finished: step %d of %d", total, total)
+        _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
+    if progress.after_step != total:
+        progress.evaluate(run, state.params, metrics, total)
     export = write_export(
         run.base,
         state.params,
         run.workdir / "export",
         dtype=config.export.dtype,
         max_shard_size=config.export.max_shard_size,
-        facts=training_facts(config, total, before, after),
+        facts=training_facts(config, total, progress.before, progress.after),
     )
-    return Outcome(finished=True, step=done, workdir=run.workdir, export=export, before=before, after=after)
+    return Outcome(True, done, run.workdir, export, progress.before, progress.after)
+
+
+def _is_due(step: int, every_steps: int | None) -> bool:
+    return bool(every_steps) and step % every_steps == 0
 
 
 class _StepLogger:
@@ -394,8 +410,9 @@ class _StepLogger:
         _log.warning(message)
 
 
-def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int, label: str) -> Losses | None:
+def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | None:
     """Validation losses and sample answers, into the log and the metrics."""
+    label = f"validation at step {step}" if step else "validation before training"
     losses = None
     if run.validation is not None:
         losses = evaluate_losses(

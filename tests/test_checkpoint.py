@@ -173,7 +173,7 @@ def test_every_sealed_file_is_watched(saved):
 
 @pytest.fixture(autouse=True)
 def _swept():
-    """Orbax leaves threads and coroutines behind when a read or write fails; they are collected where that is allowed."""
+    """Orbax leaves threads and coroutines behind when a read or write fails; collect them where that is allowed."""
     yield
     gc.collect()
 

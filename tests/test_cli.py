@@ -143,6 +143,8 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
         (["export", "--workdir", "{p}", "--out", "{t}/x"], "holds no manifest.json"),
         (["export", "--model", "{p}/model", "--out", "{t}/x", "--step", "3"], "belongs to --workdir"),
         (["chat", "--model", "{p}/model", "--config.optim.lr=1"], "takes no config"),
+        (["train", "--confg", "x"], "arguments are required: --config; see jax-sft train --help"),
+        (["tune"], "invalid choice: 'tune'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_status_1(place, tmp_path, capsys, words, message):

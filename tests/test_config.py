@@ -112,6 +112,7 @@ def test_a_whole_float_is_a_whole_number_and_a_boolean_is_not():
         (["train.epochs=1.0"], "both are set; set exactly one"),
         (["train.steps=None"], "neither is set; set exactly one"),
         (["train.batch_size=6", "train.accumulation=4"], "cannot be cut into train.accumulation = 4"),
+        (["data.train_on=all", "data.train_turns=last"], "there is no last turn to choose"),
         (["optim.warmup_steps=10"], "optim.warmup_steps = 10 but train.steps = 10; make the warmup shorter"),
         (["evaluate.every_steps=5"], "there is nothing to evaluate"),
         (["mesh.data=-1"], "only one axis may be -1"),

@@ -169,6 +169,12 @@ def test_samples_follow_the_softmax_of_the_candidates():
     np.testing.assert_allclose(shares, np.array([0.5, 0.25, 0.2, 0]) / 0.95, atol=0.03)
 
 
+def test_every_token_of_a_row_is_a_new_draw():
+    logits_BV = jnp.zeros((1, 1000))
+    drawn = [generate_module._choose(logits_BV, jnp.array([count]), jnp.uint32(0), WARM)[0] for count in range(5)]
+    assert len({int(token) for token in drawn}) == 5
+
+
 def test_repetition_penalty_equals_transformers():
     torch = pytest.importorskip("torch")
     from transformers import RepetitionPenaltyLogitsProcessor
@@ -243,7 +249,7 @@ def test_no_prompts_give_no_answers():
     ("prompts", "count", "said"),
     [
         ([[1], []], 4, "prompt 1 is empty; give at least one token"),
-        ([[1, 31]], 4, "prompt 0 holds an id outside the vocabulary of 31; use the tokenizer of this model"),
+        ([[1, 31]], 4, "prompt 0 holds an id outside the vocabulary of 31; use this model's tokenizer"),
         ([[-1]], 4, "prompt 0 holds an id outside the vocabulary"),
         ([[1]], 0, "max_new_tokens = 0 must be at least 1"),
         ([[1] * 60], 5, "prompt 0 has 60 tokens; with max_new_tokens = 5 it exceeds the model's 64 positions"),
@@ -252,6 +258,11 @@ def test_no_prompts_give_no_answers():
 def test_bad_requests_are_refused(prompts, count, said):
     with pytest.raises(ValueError, match=said):
         answers(prompts, max_new_tokens=count)
+
+
+def test_a_pad_id_outside_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="pad_id = 31 is outside the vocabulary of 31; any id in it will do"):
+        generate(GRAPHDEF, PARAMS, PROMPTS, max_new_tokens=1, stop_ids=[], pad_id=31, sampling=GREEDY)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,22 @@ def test_sigterm_saves_leaves_with_75_and_the_next_start_ends_bit_for_bit_the_sa
     assert_same_run(workdir, whole_alone)
 
 
+def test_a_signal_in_the_last_step_saves_at_once_and_leaves_the_evaluation_to_the_next_start(folder, monkeypatch):
+    @contextlib.contextmanager
+    def signalled():
+        yield [signal.SIGTERM]
+
+    config, workdir = run_config(folder, "train.steps=1"), folder / "last"
+    with monkeypatch.context() as patch:
+        patch.setattr("jax_sft.train_loop._signals", signalled)
+        outcome = train(config, workdir, command="test")
+    assert (outcome.finished, outcome.step, outcome.export) == (False, 1, None)
+    assert [m["step"] for m in metrics(workdir) if "validation/loss" in m] == [0]
+    outcome = train(config, workdir, command="test")
+    assert outcome.finished
+    assert outcome.after.loss < outcome.before.loss
+
+
 def test_kill_9_in_the_middle_of_a_save_then_resume_ends_bit_for_bit_the_same(folder, whole_alone):
     workdir = folder / "killed"
     process = start(folder, workdir)

@@ -255,7 +255,7 @@ def _generation_config(
 ) -> dict[str, Any]:
     kept = {k: v for k, v in source.items() if k not in _NOT_ITS_OWN and not k.startswith("_")}
     bos_id = source.get("bos_token_id", tokenizer.bos_token_id)
-    ids = {"bos_token_id": bos_id, "eos_token_id": [int(i) for i in stop_ids], "pad_token_id": pad_id}
+    ids = {"bos_token_id": bos_id, "eos_token_id": [int(i) for i in dict.fromkeys(stop_ids)], "pad_token_id": pad_id}
     return {k: v for k, v in (kept | ids).items() if v is not None}
 
 

@@ -92,7 +92,7 @@ class Decoder(nnx.Module):
             float32 logits [B, V] after the last token of each prompt, and the cache, in the computing dtype.
         """
         positions_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
-        segments_BT = (positions_T[None, :] < lengths_B[:, None]).astype(jnp.int32)
+        segments_BT = jnp.ones_like(tokens_BT)  # padding comes last: causality alone hides it from the prompt
         rope = self._rope(jnp.broadcast_to(positions_T[None, :], tokens_BT.shape))
 
         def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -140,8 +140,10 @@ class Decoder(nnx.Module):
         return self.logits(h_2B1D)[: x_B1D.shape[0], 0]
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        # Gathered over fsdp first: a lookup in a table cut along D cannot be moved to rows cut along B efficiently.
+        embed_VD = constrain(self.embed_VD[...], "VD")
         # Looked up before the cast: the gradient of a token that occurs often is then summed in the stored dtype.
-        x_BTD = jnp.take(self.embed_VD[...], tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
+        x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
         return constrain(x_BTD.astype(self.dtype), "BTD")
 
     def _rope(self, positions_BT: jax.Array) -> Rope:
