@@ -23,11 +23,11 @@ def get_config():
     config.data.train = (str(DEMO / "train.jsonl"),)
     config.data.validation = (str(DEMO / "validation.jsonl"),)
     config.data.max_length = 512
-    config.train.batch_size = 8
-    config.train.accumulation = 4
-    config.train.epochs = 2.0
-    config.optim.lr = 1e-4
-    config.optim.warmup_steps = 4
+    config.train.batch_size = 4
+    config.train.accumulation = 2
+    config.train.epochs = 1.0
+    config.optim.lr = 2e-4
+    config.optim.warmup_steps = 3
     config.evaluate.prompts = (
         "Who are you?",
         "What is the capital of Australia, and what is it known for?",
@@ -35,7 +35,7 @@ def get_config():
         "你是谁？",
         "Is this review positive or negative? Answer with one word.\nThe soup was cold and the waiter forgot us twice.",
     )
-    config.checkpoint.every_steps = 25
+    config.checkpoint.every_steps = 16
     config.checkpoint.keep = 1
     return config
 

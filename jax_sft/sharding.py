@@ -123,10 +123,9 @@ def local_rows(mesh: Mesh, *, batch_size: int, accumulation: int = 1) -> np.ndar
             f"{grid.shape[1]} rows, which cannot be spread over data x fsdp = {shards} devices; make the batch size a "
             f"multiple of {shards * accumulation}"
         )
-    sharding = batch_sharding(mesh, leading_axes=1)
-    places: dict[Any, Any] = dict(sharding.addressable_devices_indices_map(grid.shape))
-    columns = np.unique(np.concatenate([np.arange(grid.shape[1])[index[1]] for index in places.values()]))
-    return np.sort(grid[:, columns].reshape(-1))
+    places = batch_sharding(mesh, leading_axes=1).addressable_devices_indices_map(grid.shape)
+    held = [np.arange(grid.shape[1])[index[1]] for index in places.values() if index is not None]
+    return np.sort(grid[:, np.unique(np.concatenate(held))].reshape(-1))
 
 
 def put_batch(batch: Batch, mesh: Mesh, *, rows: np.ndarray, batch_size: int, accumulation: int = 1) -> Batch:

@@ -3,6 +3,7 @@
 Run `python -m tests.model.llama_cases` (with torch) to record tests/golden/llama_logits.npz again.
 """
 
+import copy
 import pathlib
 from typing import Any
 
@@ -55,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def hf_config(case: str) -> dict[str, Any]:
-    return BASE | CASES[case]
+    return copy.deepcopy(BASE | CASES[case])  # transformers writes into the dicts it is given
 
 
 def config_of(case: str) -> ModelConfig:
