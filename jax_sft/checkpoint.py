@@ -183,7 +183,7 @@ class Checkpoints:
 
         False without `jax.distributed`: then whoever runs the loop listens to signals.
         """
-        return jax.distributed.is_initialized() and self._manager.reached_preemption(step)
+        return self._manager.reached_preemption(step)
 
     def close(self) -> None:
         """Wait for the save in the background and let go of the folder.

@@ -9,7 +9,7 @@ of a chunk, O source of data.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -171,7 +171,7 @@ def _weighted_nll(
         logits_ZCV = _logits(h_ZCD, head)
         return None, _nll_and_hit(logits_ZCV, targets_ZC)[:2]
 
-    _, (nll_XZC, hit_XZC) = _over_chunks(chunk, None, (h_XZCD, targets_XZC))
+    _, (nll_XZC, hit_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC))
     return (weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC
 
 
@@ -200,7 +200,7 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any) -> tupl
     zeros_ZVD = None
     if is_head_trained:
         zeros_ZVD = constrain(jnp.zeros((h_XZCD.shape[1], *head_VD.shape), jnp.float32), "BVD")
-    dhead_ZVD, (nll_XZC, hit_XZC, dh_XZCD) = _over_chunks(chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC))
+    dhead_ZVD, (nll_XZC, hit_XZC, dh_XZCD) = jax.lax.scan(chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC))
     dhead_VD = None if dhead_ZVD is None else dhead_ZVD.sum(0).astype(head_VD.dtype)
     return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dhead_VD)
 
@@ -235,11 +235,3 @@ def _nll_and_hit(logits_ZCV: jax.Array, targets_ZC: jax.Array) -> tuple[jax.Arra
     target_ZC = jnp.take_along_axis(logits_ZCV, targets_ZC[:, :, None], axis=-1)[:, :, 0]
     hit_ZC = (jnp.argmax(logits_ZCV, axis=-1).astype(targets_ZC.dtype) == targets_ZC).astype(jnp.float32)
     return lse_ZC - target_ZC, hit_ZC, lse_ZC
-
-
-def _over_chunks(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-    """`lax.scan`, but a single chunk is not looped over: XLA:CPU of jax 0.10 fails on a bf16 dot in a one-trip loop."""
-    if xs[0].shape[0] > 1:
-        return jax.lax.scan(body, carry, xs)
-    carry, ys = body(carry, tuple(x[0] for x in xs))
-    return carry, jax.tree.map(lambda y: y[None], ys)

@@ -136,7 +136,9 @@ def put_batch(batch: Batch, mesh: Mesh, *, rows: np.ndarray, batch_size: int, ac
     sharding = batch_sharding(mesh, leading_axes=1)
 
     def put(x: np.ndarray) -> jax.Array:
-        shape = (*grid.shape, *x.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, lambda index: x[place[grid[index[:2]]]])
+        def part(index: Any) -> np.ndarray:
+            return x[place[grid[index[:2]]]]
+
+        return jax.make_array_from_callback((*grid.shape, *x.shape[1:]), sharding, part)
 
     return Batch(*(put(np.asarray(x)) for x in batch))

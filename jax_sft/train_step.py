@@ -179,7 +179,7 @@ def _sum_over_micro_batches(
     gradient_of: Callable[[Batch], tuple[Params, Tally]], batch: Batch, params: Params, num_sources: int
 ) -> tuple[Params, Tally]:
     """Gradients and Tallies added up in float32, one micro-batch at a time."""
-    if batch.tokens_BT.shape[0] == 1:  # no second copy of the gradient, and no loop of one trip
+    if batch.tokens_BT.shape[0] == 1:  # without a second copy of the gradient
         return gradient_of(Batch(*(x[0] for x in batch)))
 
     def add(total: tuple[Params, Tally], micro: Batch) -> tuple[tuple[Params, Tally], None]:

@@ -73,6 +73,13 @@ def test_bfloat16_states_keep_float32_logits_sums_and_head_gradient(data, chunk_
     np.testing.assert_allclose(dhead, expected_dhead, atol=0.06)
 
 
+def test_logits_of_bfloat16_states_are_not_rounded_to_bfloat16(data):
+    h_BPD, head_VD, *rest = data
+    exact = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (h_BPD, head_VD)]
+    (_, sums), _ = gradients((*exact, *rest), chunk_tokens=32, dtype=jnp.bfloat16)
+    np.testing.assert_allclose(sums.loss, reference(*exact, *rest)[0][0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)])
 def test_any_mesh_gives_the_loss_of_one_device(data, sizes):
     mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]))
@@ -149,7 +156,7 @@ def test_only_predicted_positions_get_a_hidden_state_and_a_gradient():
     batch = Batch(
         tokens_BT=jnp.array([[1, 2, 7, 0, 0, 0]]),
         targets_BT=jnp.array([[2, 3, 8, 0, 0, 0]]),
-        weights_BT=jnp.array([[0.0, 1, 0.5, 0, 0, 0]]),
+        weights_BT=jnp.array([[0.0, 1, 0.5, 0, 0, 9]]),  # the 9 is bait: no position is not the last position
         segments_BT=jnp.array([[1, 1, 2, 0, 0, 0]]),
         positions_BT=jnp.array([[0, 1, 0, 0, 1, 2]]),
         sources_BT=jnp.array([[0, 0, 4, 0, 0, 0]]),
