@@ -43,7 +43,13 @@ def train(config: Any, *, workdir: str | pathlib.Path | None = None, overrides: 
     return run(checked, pathlib.Path(place), command="jax_sft.train")
 
 
-def load(path: str | pathlib.Path, *, revision: str | None = None, dtype: str = "float32") -> "Assistant":
+def load(
+    path: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    chat_template: str | None = None,
+) -> "Assistant":
     """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file.
 
     >>> model = jax_sft.load("runs/demo/export")                    # doctest: +SKIP
@@ -52,4 +58,4 @@ def load(path: str | pathlib.Path, *, revision: str | None = None, dtype: str = 
     """
     from jax_sft.assistant import load_assistant
 
-    return load_assistant(str(path), revision=revision, dtype=dtype)
+    return load_assistant(str(path), revision=revision, dtype=dtype, chat_template=chat_template)

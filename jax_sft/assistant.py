@@ -1,9 +1,10 @@
 """A model with its tokenizer and template in one hand: what `jax-sft chat`, `jax-sft eval` and notebooks use.
 
-In: a model folder, hub id or .gguf file. Out: answers, losses on a data set, a saved folder.
+In: a model folder, hub id or .gguf file. Out: answers, and losses on a data set.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 
 from jax_sft.config import DataConfig, MeshConfig
 from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.conversation import Account
 from jax_sft.data.dataset import tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import Answer, Messages, answer
@@ -65,8 +67,17 @@ class Assistant:
                 on_token=on_token,
             )
 
-    def losses(self, data: Sequence[str], *, config: DataConfig = DataConfig(), batch_size: int = 8) -> Losses:
-        """Loss and accuracy over the trained tokens of files, by source; `config` says how they are read and masked."""
+    def room(self, messages: Messages) -> int:
+        """Tokens that an answer to a conversation may have before the model's context is full; negative: too long."""
+        return self.base.config.max_positions - len(self.template.encode_prompt(messages))
+
+    def losses(
+        self, data: Sequence[str], *, config: DataConfig = DataConfig(), batch_size: int = 8
+    ) -> tuple[Losses, Account]:
+        """Loss and accuracy over the trained tokens of files, by source, and what became of each row.
+
+        `config` says how files are read and masked.
+        """
         dataset = tokenize(config, tuple(data), self.template, cache_dir=None)
         batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
         loader = Loader(
@@ -82,7 +93,14 @@ class Assistant:
             step = make_eval_step(
                 self.graphdef, num_sources=len(dataset.sources), loss_chunk_tokens=1024, mesh=self.mesh
             )
-            return evaluate_losses(step, self.params, frozen={}, loader=loader, mesh=self.mesh, sources=dataset.sources)
+            losses = evaluate_losses(
+                step, self.params, frozen={}, loader=loader, mesh=self.mesh, sources=dataset.sources
+            )
+        if not math.isfinite(losses.loss):
+            raise ValueError(
+                f"{self.base.path}: its loss on {', '.join(data)} is not finite; its weights may be damaged"
+            )
+        return losses, dataset.account
 
 
 def load_assistant(

@@ -31,8 +31,9 @@ _log = logging.getLogger(__name__)
 
 _STEP_DIGITS = 8  # of a step's folder name; a reader must use the same
 _SET_ASIDE = "set_aside"
+_PARTS_THAT_FAIL = 4  # of Orbax's manager, each with its own error to raise: finalizer, writer, two metadata stores
 _TIMEOUT_SECONDS = 3600  # of one save in the background, sealing included
-_DISK_FULL = ("no space left", "disk quota exceeded", "resource_exhausted")
+_DISK_FULL = ("no space left", "disk quota exceeded")
 
 
 class Checkpoints:
@@ -53,22 +54,8 @@ class Checkpoints:
         self._rejected: list[int] = []  # steps that restoring passed over; moved away before the next save
         self._saving: int | None = None
         self._losses: dict[int, float] = {}  # validation loss of a step, infinity if it has none
-        writes = fingerprint is not None
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                # Not Orbax's own `metrics`: one damaged file of them, and the manager cannot even be made.
-                preservation_policy=_NewestAndBest(config.keep, self._loss_of),
-                step_format_fixed_length=_STEP_DIGITS,
-                create=writes,
-                cleanup_tmp_directories=writes,
-                async_options=ocp.AsyncOptions(
-                    timeout_secs=_TIMEOUT_SECONDS,
-                    # Called on process 0 when every process has written its files, before the rename.
-                    post_finalization_callback=self._seal,
-                ),
-            ),
-        )
+        self._keep = config.keep
+        self._manager = self._open_manager()
 
     @property
     def all_steps(self) -> list[int]:
@@ -86,6 +73,8 @@ class Checkpoints:
         self, step: int, state: Any, extra: Mapping[str, Any], *, loss: float | None = None, wait: bool = False
     ) -> bool:
         """Save in the background; returns once the state is copied to the host, so the state may be donated at once.
+
+        Waits for the save before it, if that is still being written.
 
         Args:
             state: a dataclass with `step`, `params` and `opt_state` (a TrainState).
@@ -196,6 +185,24 @@ class Checkpoints:
         finally:
             self._manager.close()
 
+    def _open_manager(self) -> ocp.CheckpointManager:
+        writes = self._fingerprint is not None
+        return ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                # Not Orbax's own `metrics`: one damaged file of them, and the manager cannot even be made.
+                preservation_policy=_NewestAndBest(self._keep, self._loss_of),
+                step_format_fixed_length=_STEP_DIGITS,
+                create=writes,
+                cleanup_tmp_directories=writes,
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=_TIMEOUT_SECONDS,
+                    # Called on process 0 when every process has written its files, before the rename.
+                    post_finalization_callback=self._seal,
+                ),
+            ),
+        )
+
     def _seal(self) -> None:
         """Write the checksums of the step being saved into its folder; in Orbax's thread, on process 0."""
         assert self._saving is not None
@@ -296,10 +303,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if jax.process_index() == 0 and self._saving is not None:
-                for left in self._directory.glob(f"{self._saving:0{_STEP_DIGITS}d}.orbax*"):
-                    left.rmtree(missing_ok=True)
-            self._manager.reload()
+            self._start_over()
             if not _is_disk_full(error):
                 raise
             steps = self.all_steps
@@ -308,6 +312,19 @@ class Checkpoints:
                 f"{self._directory}: the disk is full, so the checkpoint of step {self._saving} was not saved; {last}. "
                 "Free some space, or lower checkpoint.keep, and start the same command again"
             ) from error
+
+    def _start_over(self) -> None:
+        """A new manager after a failed save: parts of the old one would raise the same error again, one by one."""
+        if jax.process_count() > 1:
+            return  # the others have not failed and would not come along; this process is about to end
+        for _ in range(_PARTS_THAT_FAIL):
+            with contextlib.suppress(Exception):
+                self._manager.close()
+        if self._saving is not None:
+            for left in self._directory.glob(f"{self._step_folder(self._saving).name}.orbax*"):
+                with contextlib.suppress(OSError):  # the new manager clears what is still in use now
+                    left.rmtree(missing_ok=True)
+        self._manager = self._open_manager()
 
     def _agreed(self, value: int, *, any_process: bool = False) -> int:
         """Process 0's value on every process; with `any_process` the largest of all."""

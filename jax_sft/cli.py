@@ -5,6 +5,7 @@ In: a command line. Out: an exit status: 0 done, 1 a fault the user can mend (on
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("jax_sft").setLevel(logging.INFO)
         return options.run(options, overrides)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     except (ValueError, OSError, ImportError) as error:
         return _fail(error, str(error) or type(error).__name__)
     except MemoryError as error:
@@ -84,18 +88,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompt", action="append", default=[], metavar="P", help="a prompt to answer; may be repeated"
     )
     evaluate.add_argument("--answers", type=int, default=0, metavar="N", help="also answer the first N conversations")
-    evaluate.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
+    evaluate.add_argument("--max-new-tokens", type=_positive, default=96, metavar="N")
     evaluate.add_argument(
-        "--max-length", type=int, default=2048, metavar="N", help="longer conversations are dropped, and counted"
+        "--max-length", type=_positive, metavar="N", help="longer conversations are dropped, and counted"
     )
-    evaluate.add_argument("--batch-size", type=int, default=8, metavar="N")
+    evaluate.add_argument("--batch-size", type=_positive, default=8, metavar="N")
+    evaluate.add_argument("--config", metavar="C.py", help="read the files as this config's data section says")
     evaluate.add_argument("--out", metavar="F.json")
 
     chat = command("chat", _chat, "Talk to a model in the terminal; with --prompt, print one answer.")
     _add_model_flags(chat)
     chat.add_argument("--prompt", metavar="P")
     chat.add_argument("--system", metavar="S", help="a system message before the conversation")
-    chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    chat.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
     chat.add_argument("--greedy", action="store_true", help="the most likely token each time")
     chat.add_argument("--temperature", type=float, default=0.7)
     chat.add_argument("--top-k", type=int, default=0)
@@ -113,6 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -165,11 +177,22 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     outcome = train(run, pathlib.Path(workdir), command=command)
     if not outcome.finished:
         return EXIT_TRY_AGAIN
+    import jax
+
+    if jax.process_index() > 0:
+        return EXIT_OK
     if outcome.before and outcome.after:
         fall = 1 - outcome.after.loss / outcome.before.loss
         print(f"validation loss {outcome.before.loss:.4f} -> {outcome.after.loss:.4f} ({fall:.1%} lower)")
     print(f"exported to {outcome.export}")
     return EXIT_OK
+
+
+def _check_writable(*paths: str | None) -> None:
+    """Before the work, not after it."""
+    for path in paths:
+        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path}: the folder {pathlib.Path(path).parent} does not exist; make it first")
 
 
 def _start_distributed() -> None:
@@ -189,6 +212,7 @@ def _start_distributed() -> None:
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
+    _check_writable(options.html, options.dump)
     from jax_sft.data import show
     from jax_sft.data.chat import ChatTemplate
     from jax_sft.data.dataset import dump, tokenize
@@ -235,25 +259,34 @@ def _load(options: argparse.Namespace, model: str) -> "Assistant":
     return load_assistant(model, revision=options.revision, dtype=options.dtype, chat_template=options.chat_template)
 
 
-def _eval(options: argparse.Namespace, _: list[str]) -> int:
+def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
+    data = _eval_data(options, overrides)
+    _check_writable(options.out)
+    if options.against == options.model:
+        raise ValueError("--against names the same model as --model; name another one, or leave it out")
     from jax_sft.evaluate.side_by_side import conversations_of, print_answers, print_losses
 
-    data = configs.DataConfig(max_length=options.max_length)
     prompts = [[{"role": "user", "content": prompt}] for prompt in options.prompt]
-    prompts += conversations_of(options.data, count=options.answers)
-    results, answers = {}, {}
+    prompts += conversations_of(options.data, config=data, count=options.answers)
+    results, answers, account = {}, {}, None
     models: list[str] = [options.against] if options.against else []
     for model in [*models, options.model]:
         assistant = _load(options, model)
-        results[model] = assistant.losses(options.data, config=data, batch_size=options.batch_size)
+        too_long = [m for m in prompts if assistant.room(m) < options.max_new_tokens]
+        for messages in too_long:
+            print(f"left out, too long for {model}: {messages[-1]['content'][:60]!r}", file=sys.stderr)
+            prompts.remove(messages)
+        results[model], account = assistant.losses(options.data, config=data, batch_size=options.batch_size)
         if prompts:
             answers[model] = assistant.answer_all(prompts, max_new_tokens=options.max_new_tokens)
         del assistant
+    assert account is not None
+    print("\n".join(account.lines()))
     print_losses(results)
     if prompts:
         print_answers(prompts, answers)
     if options.out:
-        report = results[options.model].to_dict()
+        report = results[options.model].to_dict() | {"rows": dataclasses.asdict(account)}
         if options.against:
             report["against"] = results[options.against].to_dict()
         if prompts:
@@ -263,6 +296,17 @@ def _eval(options: argparse.Namespace, _: list[str]) -> int:
             ]
         pathlib.Path(options.out).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return EXIT_OK
+
+
+def _eval_data(options: argparse.Namespace, overrides: list[str]) -> configs.DataConfig:
+    """How `eval` reads its files: a config's data section, or the defaults, and overrides of either."""
+    if options.config:
+        data = configs.load(options.config, overrides).data
+    else:
+        config = configs.default().to_dict()
+        config["model"]["path"], config["data"]["train"], config["train"]["steps"] = options.model, options.data, 1
+        data = configs.from_config_dict(config, overrides).data
+    return dataclasses.replace(data, max_length=options.max_length) if options.max_length else data
 
 
 def _chat(options: argparse.Namespace, _: list[str]) -> int:
@@ -281,7 +325,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         history.append({"role": "user", "content": options.prompt})
         print(assistant.answer(history, max_new_tokens=options.max_new_tokens, sampling=sampling).text)
         return EXIT_OK
-    print("Type a message; /new starts over, /quit or Ctrl-D ends.")
+    print("Type a message; /new starts over, /quit or Ctrl-D ends, Ctrl-C cuts an answer short.")
     start = list(history)
     while True:
         try:
@@ -297,12 +341,33 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         if not line:
             continue
         history.append({"role": "user", "content": line})
+        history = _shortened(assistant, history, keep=len(start), max_new_tokens=options.max_new_tokens)
         printed = _StreamedText(assistant)
-        answer = assistant.answer(
-            history, max_new_tokens=options.max_new_tokens, sampling=sampling, on_token=printed.add
-        )
-        printed.finish(answer.text)
-        history.append({"role": "assistant", "content": answer.text})
+        try:
+            text = assistant.answer(
+                history, max_new_tokens=options.max_new_tokens, sampling=sampling, on_token=printed.add
+            ).text
+        except KeyboardInterrupt:
+            text = printed.shown
+        except ValueError as error:  # this message cannot be answered; the conversation goes on without it
+            history.pop()
+            print(f"jax-sft: {error}")
+            continue
+        printed.finish(text)
+        history.append({"role": "assistant", "content": text})
+
+
+def _shortened(
+    assistant: "Assistant", history: list[dict[str, str]], *, keep: int, max_new_tokens: int
+) -> list[dict[str, str]]:
+    """The history without its oldest turns, as far as the model's context asks for it; the system message stays."""
+    dropped = 0
+    while len(history) > keep + 2 and assistant.room(history) < max_new_tokens:
+        history = history[:keep] + history[keep + 2 :]
+        dropped += 2
+    if dropped:
+        print(f"(the context is full: the oldest {dropped} messages were forgotten)")
+    return history
 
 
 class _StreamedText:
@@ -311,18 +376,18 @@ class _StreamedText:
     def __init__(self, assistant: "Assistant") -> None:
         self._tokenizer = assistant.template.tokenizer
         self._tokens: list[int] = []
-        self._shown = ""
+        self.shown = ""
 
     def add(self, row: int, token: int) -> None:
         del row
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens, skip_special_tokens=True).lstrip()
-        if text.startswith(self._shown) and not text.endswith("\ufffd"):
-            print(text[len(self._shown) :], end="", flush=True)
-            self._shown = text
+        if text.startswith(self.shown) and not text.endswith("\ufffd"):
+            print(text[len(self.shown) :], end="", flush=True)
+            self.shown = text
 
     def finish(self, text: str) -> None:
-        print(text[len(self._shown) :] if text.startswith(self._shown) else "")
+        print(text[len(self.shown) :] if text.startswith(self.shown) else "")
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:
@@ -330,11 +395,13 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
 
     out = pathlib.Path(options.out)
     if options.workdir:
+        if options.revision is not None:
+            raise ValueError("--revision belongs to --model; a workdir's manifest names its own")
         step = export_workdir(pathlib.Path(options.workdir), out, step=options.step, dtype=options.dtype)
         print(f"exported step {step} to {out}")
         return EXIT_OK
     if options.step is not None:
         raise ValueError("--step belongs to --workdir; a model folder has no steps")
-    export_model(options.model, out, revision=options.revision, dtype=options.dtype or "bfloat16")
+    export_model(options.model, out, revision=options.revision, dtype=options.dtype)
     print(f"exported to {out}")
     return EXIT_OK

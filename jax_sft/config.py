@@ -6,10 +6,11 @@ Defaults live here and nowhere else; past the door nobody reads a string key.
 """
 
 import ast
+import copy
 import dataclasses
 import difflib
 import importlib.util
-import json
+import math
 import pathlib
 import types
 import typing
@@ -165,9 +166,13 @@ def load(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Check a config against `RunConfig` and freeze it; unknown keys, wrong types and bad pairs come out together."""
-    tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    if not isinstance(config, ConfigDict | Mapping):
+        raise ConfigError(
+            f"a config is a ConfigDict or a dict, not {type(config).__name__}; see jax_sft.config.default()"
+        )
+    tree = config.to_dict() if isinstance(config, ConfigDict) else copy.deepcopy(dict(config))
     problems: list[str] = []
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _apply_override(tree, override, problems)
     run = _build(RunConfig, tree, "", problems)
     if run is not None and not problems:
@@ -232,11 +237,23 @@ def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) ->
     node: Any = tree
     for name in parents:
         node = node.get(name) if isinstance(node, dict) else None
+    sections = [f.name for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
+    if key in sections:
+        problems.append(f"{key} is a section; set one of its keys, --config.{key}.<key>=<value>")
+        return
     free_form = isinstance(node, dict) and key.startswith("data.columns.")
     if not isinstance(node, dict) or not (leaf in node or free_form) or isinstance(node.get(leaf), dict):
         problems.append(f"{key} is not a config key{_did_you_mean(key, known_keys())}")
         return
-    node[leaf] = _parse(text)
+    node[leaf] = text if free_form or _is_text(key, text) else _parse(text)
+
+
+def _is_text(key: str, text: str) -> bool:
+    """Whether a value is to be taken as it stands: a revision of digits is a text, no number."""
+    kind: Any = RunConfig
+    for name in key.split("."):
+        kind = next(f.type for f in dataclasses.fields(kind) if f.name == name)
+    return kind is str or (kind == str | None and text != "None")
 
 
 def _parse(text: str) -> Any:
@@ -272,6 +289,13 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
 
 def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     """`value` as `kind`, or a problem that says what would be right."""
+    if isinstance(value, pathlib.PurePath):
+        value = str(value)
+    elif hasattr(value, "dtype") and hasattr(value, "item"):  # a numpy number
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{key} = {value} is not a finite number")
+        return value
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for option in options:
         fits, converted = _fit(option, value)
@@ -329,12 +353,23 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+_ROLES = ("assistant", "user", "system", "developer", "tool", "all")
+
+
 def _cross_checks(run: RunConfig) -> Iterator[str]:
     """What one value alone cannot tell."""
     if not run.model.path:
         yield "model.path is empty; set it to a Hugging Face folder, a hub id or a .gguf file"
     if not run.data.train:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
+    if run.model.chat_template is not None and not pathlib.Path(run.model.chat_template).is_file():
+        yield f"model.chat_template: there is no file {run.model.chat_template}; name a Jinja file"
+    if run.log.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        yield "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"
+    for role in run.data.train_on.split(","):
+        if role.strip() not in _ROLES:
+            hint = _did_you_mean(role.strip(), _ROLES)
+            yield f"data.train_on: {role.strip()!r} is no role{hint}; the roles are {', '.join(_ROLES)}"
     if run.data.train_on == "all" and run.data.train_turns == "last":
         yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
     if (run.train.steps is None) == (run.train.epochs is None):
@@ -353,6 +388,8 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         "checkpoint.keep": run.checkpoint.keep,
         "log.every_steps": run.log.every_steps,
         "optim.clip_norm": run.optim.clip_norm,
+        "optim.eps": run.optim.eps,
+        "optim.decay_steps": run.optim.decay_steps,
     }
     for key, value in positive.items():
         if value is not None and value <= 0:
@@ -361,12 +398,21 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         "optim.lr": run.optim.lr,
         "optim.warmup_steps": run.optim.warmup_steps,
         "optim.weight_decay": run.optim.weight_decay,
-        "optim.final_lr_ratio": run.optim.final_lr_ratio,
         "data.workers": run.data.workers,
     }
     for key, value in at_least_zero.items():
         if value < 0:
             yield f"{key} = {value} must not be negative"
+    shares = {"optim.b1": run.optim.b1, "optim.b2": run.optim.b2}
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            yield f"{key} = {value} must be at least 0 and below 1"
+    if not 0 <= run.optim.final_lr_ratio <= 1:
+        yield f"optim.final_lr_ratio = {run.optim.final_lr_ratio} must lie between 0 and 1"
+    if not 0 <= run.seed < 2**32:
+        yield f"seed = {run.seed} must lie between 0 and 2**32 - 1"
+    if run.optim.decay_steps is not None and run.optim.schedule != "wsd":
+        yield f"optim.decay_steps belongs to optim.schedule = 'wsd', not {run.optim.schedule!r}; set it to None"
     if run.train.accumulation > 0 and run.train.batch_size % run.train.accumulation:
         yield (
             f"train.batch_size = {run.train.batch_size} cannot be cut into train.accumulation = "
@@ -385,8 +431,3 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
             yield f"{key} = {size} must be a number of devices, or -1 for the devices left over"
     if list(sizes.values()).count(-1) > 1:
         yield "mesh: only one axis may be -1"
-
-
-def canonical_json(run: RunConfig) -> str:
-    """One stable text of a config, for hashes and manifests."""
-    return json.dumps(run.to_dict(), sort_keys=True, ensure_ascii=False)

@@ -43,6 +43,7 @@ def write_export(
         dtype=dtype,
         max_shard_size=max_shard_size,
         facts=facts,
+        source=base.path,
     )
     return out
 
@@ -73,13 +74,7 @@ def export_workdir(
     Raises:
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
     """
-    manifest_path = workdir / "manifest.json"
-    if not manifest_path.is_file():
-        raise ValueError(
-            f"{workdir}: holds no manifest.json, so it is no workdir of a run; name the folder given to --workdir"
-        )
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    config = from_config_dict(manifest["config"])
+    config = _config_of(workdir)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
     mesh = make_mesh(MeshConfig())
     shape = abstract_params(base.config)
@@ -89,8 +84,9 @@ def export_workdir(
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=None)
     found, params, notes = checkpoints.restore_params(shape, step=step)
     checkpoints.close()
-    losses = {k: Losses(**notes[k]) if notes.get(k) else None for k in ("before", "after")}
-    facts = training_facts(config, found, losses["before"], losses["after"])
+    before = Losses(**notes["before"]) if notes.get("before") else None
+    after = Losses(**notes["after"]) if notes.get("after") and notes["after_step"] == found else None
+    facts = training_facts(config, found, before, after)
     write_export(
         base,
         params,
@@ -102,10 +98,35 @@ def export_workdir(
     return found
 
 
+def _config_of(workdir: pathlib.Path) -> RunConfig:
+    path = workdir / "manifest.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir}: holds no manifest.json, so it is no workdir of a run; name the folder given to --workdir"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); start `jax-sft train` on this workdir once more, "
+            "which writes it anew"
+        ) from error
+    return from_config_dict(config)
+
+
 def export_model(
-    source: str, out: pathlib.Path, *, revision: str | None = None, dtype: str = "bfloat16", max_shard_size: str = "5GB"
+    source: str,
+    out: pathlib.Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
 ) -> None:
-    """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype."""
+    """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype.
+
+    `dtype` None keeps the one that the model's config.json names.
+    """
     base = load_pretrained(source, revision=revision)
+    dtype = dtype or base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
     params = load_params(base, shardings=shard_params(abstract_params(base.config), make_mesh(MeshConfig())))
     write_export(base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts={"rewritten from": source})

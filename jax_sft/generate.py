@@ -8,6 +8,7 @@ B row (prompt), T prompt position, S slot of the cache, V vocabulary, C candidat
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
 from jax_sft.model.attention import KVCache
 from jax_sft.model.config import ModelConfig
@@ -22,6 +24,7 @@ from jax_sft.model.decoder import Decoder
 
 SHORTEST_BUCKET = 64  # tokens
 STREAMED_STEPS = 8  # tokens of each row between two calls of on_token
+BAR_STEPS = 16  # tokens of each row between two looks at the progress bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +41,23 @@ class Sampling:
     repetition_penalty: float = (
         1.0  # above 1: tokens of the prompt and the answer become less likely (Keskar et al. 2019)
     )
-    seed: int = 0
+    seed: int = 0  # 0 to 2**32 - 1
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature} must not be negative; 0 takes the likeliest token")
+        if not 0 <= self.temperature < math.inf:  # written so that NaN is refused
+            raise ValueError(
+                f"temperature = {self.temperature} must be a number of 0 or more; 0 takes the likeliest token"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k = {self.top_k} must not be negative; 0 keeps all tokens")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p} must be above 0 and at most 1; 1 keeps all tokens")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty = {self.repetition_penalty} must be above 0; 1 changes nothing")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty = {self.repetition_penalty} must be a number above 0; 1 changes nothing"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must be from 0 to {2**32 - 1} (2**32 - 1); choose another")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +115,27 @@ def generate(
     slots = max(_bucket(longest + max_new_tokens), tokens_BT.shape[1])
     rows = _prefill(graphdef, params, tokens_BT, prompt_length_B, slots=slots)
     given = [0] * len(prompts)
-    ends = range(STREAMED_STEPS, max_new_tokens, STREAMED_STEPS) if on_token else ()
-    for end in [*ends, max_new_tokens]:
-        rows = _continue(
-            graphdef, params, rows, stop_E, prompt_length_B, np.int32(end), np.uint32(sampling.seed), settings=settings
-        )
-        answers = _answers(rows, prompt_length_B)
-        if on_token is not None:
-            for row, answer in enumerate(answers):
-                for token in answer.tokens[given[row] :]:
-                    on_token(row, token)
+    stride = BAR_STEPS if on_token is None else STREAMED_STEPS
+    seed = np.uint32(sampling.seed)
+    with _bar(len(prompts) * max_new_tokens, shown=on_token is None) as bar:
+        for end in [*range(stride, max_new_tokens, stride), max_new_tokens]:
+            rows = _continue(graphdef, params, rows, stop_E, prompt_length_B, np.int32(end), seed, settings=settings)
+            answers = _answers(rows, prompt_length_B)
+            if on_token is not None:
+                for row, answer in enumerate(answers):
+                    for token in answer.tokens[given[row] :]:
+                        on_token(row, token)
+            bar.update(sum(len(answer.tokens) for answer in answers) - sum(given))
             given = [len(answer.tokens) for answer in answers]
-        if all(answer.stopped for answer in answers):
-            break
+            if all(answer.stopped for answer in answers):
+                break
     return answers
+
+
+def _bar(total: int, *, shown: bool) -> tqdm:
+    """Counts the tokens of all rows; rows that stop early end it early."""
+    disable = not shown or jax.process_index() > 0
+    return tqdm(total=total, desc="generating", unit="tokens", delay=2, leave=False, disable=disable)
 
 
 def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int, config: ModelConfig) -> None:

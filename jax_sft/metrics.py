@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -38,13 +39,16 @@ _PEAK_FLOPS = {
 
 
 class Metrics:
-    """Writers of one run, opened for appending; lines past `start_step` (of a run that was cut off) are removed."""
+    """Writers of one run, opened for appending; lines past `start_step` (of a run that was cut off) are removed.
+
+    `start_step` is None where nothing was restored: then all lines are.
+    """
 
     def __init__(
         self,
         workdir: pathlib.Path,
         *,
-        start_step: int,
+        start_step: int | None,
         tensorboard: bool,
         wandb_project: str | None,
         config: Mapping[str, Any],
@@ -55,26 +59,23 @@ class Metrics:
         if not self._writes:
             return
         self._path = workdir / "metrics.jsonl"
-        _keep_steps_until(self._path, start_step)
-        _keep_steps_until(workdir / "samples.jsonl", start_step)
+        last_kept = -1 if start_step is None else start_step
+        _keep_steps_until(self._path, last_kept)
+        _keep_steps_until(workdir / "samples.jsonl", last_kept)
         self._file = self._path.open("a", encoding="utf-8")
         self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             try:
                 from tensorboardX import SummaryWriter
 
-                self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+                self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_kept + 1)
             except ImportError:
                 _log.warning(
                     "TensorBoard files are not written: install jax-sft[tensorboard], or set log.tensorboard = False"
                 )
         if wandb_project:
-            try:
-                import wandb  # pyright: ignore[reportMissingImports]  an extra
-            except ImportError:
-                raise ValueError(
-                    "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"
-                ) from None
+            import wandb  # pyright: ignore[reportMissingImports]  an extra; the door refuses the config without it
+
             self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=dict(config), resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -118,23 +119,26 @@ def _keep_steps_until(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    *lines, _torn = path.read_text(encoding="utf-8").split("\n")  # an answer may hold U+2028: only \n ends a line
+    for line in lines:
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s: left out a line that is no record: %.80s", path, line)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
 
 
 def peak_flops() -> tuple[float, str]:
-    """Peak FLOP/s of all devices together, and where the number comes from."""
+    """Peak FLOP/s of all devices together, and where the number comes from; NaN for an unknown accelerator."""
     device = jax.devices()[0]
     for name, peak in _PEAK_FLOPS.items():
-        if name in device.device_kind:
+        if re.search(rf"\b{name}\b", device.device_kind):
             return peak * jax.device_count(), f"data sheet of {name}, bf16, x {jax.device_count()}"
+    if device.platform != "cpu":
+        return math.nan, f"unknown, {device.device_kind} is not in the table of metrics.py"
     # Fake CPU devices share the same cores: the machine's speed is measured once and counted once per process.
     return _measured_flops() * jax.process_count(), f"measured float32 matmul on {device.device_kind}"
 

@@ -35,6 +35,7 @@ from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.export import training_facts, write_export
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_params, load_pretrained
+from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.metrics import Metrics, peak_flops
 from jax_sft.model.decoder import abstract_params, build
 from jax_sft.optim import optimizer, schedule
@@ -97,12 +98,27 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         ValueError: anything a user can mend (data, config, model folder, a loss that is not finite).
         OSError: the workdir cannot be written; the last good checkpoint stays.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{workdir}: cannot be made a workdir ({error.strerror}); name another folder") from error
+    check_shard_size(config.export.max_shard_size)
+    check_destination(workdir / "export")
+    with _Signals() as signals:
+        try:
+            return _train(config, workdir, command, signals)
+        except _StoppedError:
+            _log.info("stopped between checkpoints; what is saved stays, run the same command again to go on")
+            return Outcome(False, 0, workdir, None, None, None)
+
+
+def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: "_Signals") -> Outcome:
+    """Set up and run."""
     started = time.perf_counter()
     mesh = make_mesh(config.mesh)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
     template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
-    train_set, validation_set = load_sets(config, template, workdir)
+    train_set, validation_set = load_sets(config, template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = _training_loader(config, train_set, sources)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
@@ -118,10 +134,12 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         restored = checkpoints.restore(state_shape)
         if restored is None:
             start_step, progress = 0, _Progress()
+            progress.validation = validation_set.fingerprint if validation_set else None
             state = init_state(load_params(base, shardings=shard_params(params_shape, mesh)), tx, mesh)
         else:
             start_step, state, notes = restored
             progress = _Progress.from_notes(notes)
+            progress.compare_validation(validation_set.fingerprint if validation_set else None)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         run = _Run(
             config=config,
@@ -151,24 +169,44 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         _write_manifest(run, train_set, validation_set, start_step, command)
         metrics = Metrics(
             workdir,
-            start_step=start_step,
+            start_step=None if restored is None else start_step,
             tensorboard=config.log.tensorboard,
             wandb_project=config.log.wandb_project,
             config=config.to_dict(),
         )
         with contextlib.closing(checkpoints), contextlib.closing(metrics):
-            return _steps(run, state, metrics, rows, start_step, progress, started)
+            return _steps(run, state, metrics, rows, start_step, progress, signals, started)
 
 
 def load_sets(
-    config: RunConfig, template: ChatTemplate, workdir: pathlib.Path | None
+    config: RunConfig, template: ChatTemplate, workdir: pathlib.Path, *, max_positions: int
 ) -> tuple[TokenizedSet, TokenizedSet | None]:
     """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir."""
-    cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache" if workdir else None
-    train_set = tokenize(config.data, config.data.train, template, cache_dir=cache)
-    if not config.data.validation:
-        return train_set, None
-    return train_set, tokenize(config.data, config.data.validation, template, cache_dir=cache)
+    cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
+    sets = []
+    for name, paths in (("train", config.data.train), ("validation", config.data.validation)):
+        found = tokenize(config.data, paths, template, cache_dir=cache) if paths else None
+        if found is not None:
+            check_context(found, max_positions, name=f"data.{name}")
+            for line in found.account.lines():
+                _log.info("%s: %s", name, line)
+        sets.append(found)
+    return sets[0], sets[1]
+
+
+def check_context(found: TokenizedSet, max_positions: int, *, name: str) -> None:
+    """Refuse conversations longer than the model was made for.
+
+    Raises:
+        ValueError: with the longest and the model's number of positions.
+    """
+    longest = int(found.lengths_N.max())
+    if longest > max_positions:
+        where = found.ids[int(found.lengths_N.argmax())]
+        raise ValueError(
+            f"{name}: {where} has {longest} tokens, but the model has {max_positions} positions "
+            f"(max_position_embeddings); set data.max_length to {max_positions} or less"
+        )
 
 
 def _training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
@@ -209,7 +247,6 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "train.batch_size": config.train.batch_size,
         "train.epochs": config.train.epochs,
         "train.steps": config.train.steps,
-        "train.nonfinite": config.train.nonfinite,
         **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
     }
 
@@ -223,6 +260,8 @@ class _Progress:
     after_step: int = -1
     best_loss: float | None = None
     skipped_steps: int = 0
+    owed_step: int = -1  # a step whose evaluation a signal left to the next start
+    validation: str | None = None  # fingerprint of the set that the losses belong to
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
@@ -232,12 +271,18 @@ class _Progress:
     def to_notes(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def compare_validation(self, fingerprint: str | None) -> None:
+        """Losses of another validation set are no measure for the best."""
+        if fingerprint != self.validation:
+            _log.warning("the validation set is another one than before: the best loss is looked for anew")
+            self.validation, self.best_loss, self.before = fingerprint, None, None
+
     def evaluate(self, run: _Run, params: Any, metrics: Metrics, step: int) -> float | None:
         """Validation and samples at a step. Returns the loss if it is the best so far."""
         losses = _evaluate(run, params, metrics, step)
         self.before = losses if step == 0 else self.before
         self.after, self.after_step = losses, step
-        if losses is None or (self.best_loss is not None and losses.loss >= self.best_loss):
+        if losses is None or not losses.loss < (math.inf if self.best_loss is None else self.best_loss):
             return None
         self.best_loss = losses.loss
         return losses.loss
@@ -250,16 +295,17 @@ def _steps(
     rows: np.ndarray,
     start_step: int,
     progress: _Progress,
+    signals: "_Signals",
     started: float,
 ) -> Outcome:
     """The loop itself."""
     config, total = run.config, run.loader.total_steps
-    if start_step == 0:
-        progress.evaluate(run, state.params, metrics, 0)
+    if start_step in (0, progress.owed_step):
+        progress.evaluate(run, state.params, metrics, start_step)
     logger = _StepLogger(run, metrics, started)
     done, stop = start_step, False
     bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=jax.process_index() > 0, smoothing=0.1)
-    with _signals() as signalled, bar:
+    with signals.collected(), bar:
         for step, batch in run.loader.prefetch(start_step, total, rows=rows):
             placed = put_batch(
                 batch,
@@ -274,15 +320,18 @@ def _steps(
             progress.skipped_steps += logger.finish_pending(bar)
             logger.pend(step, measured)
 
-            stop = bool(signalled) or run.checkpoints.reached_preemption(done)
+            stop = signals.received or run.checkpoints.reached_preemption(done)
             evaluate_now = done == total or _is_due(done, config.evaluate.every_steps)
             save_now = stop or done == total or _is_due(done, config.checkpoint.every_steps)
             if not (evaluate_now or save_now):
                 continue
             progress.skipped_steps += logger.finish_pending(bar)
             with logger.paused():
-                # On a signal there may be seconds left: save, and leave the evaluation to the next start.
-                best_loss = progress.evaluate(run, state.params, metrics, done) if evaluate_now and not stop else None
+                best_loss = None
+                if evaluate_now and stop:  # there may be seconds left: save, and evaluate at the next start
+                    progress.owed_step = done
+                elif evaluate_now:
+                    best_loss = progress.evaluate(run, state.params, metrics, done)
                 if save_now or best_loss is not None:
                     loss = progress.after.loss if progress.after and progress.after_step == done else None
                     run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
@@ -295,8 +344,6 @@ def _steps(
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
-    if progress.after_step != total:
-        progress.evaluate(run, state.params, metrics, total)
     export = write_export(
         run.base,
         state.params,
@@ -325,7 +372,12 @@ class _StepLogger:
         # Clock and running sums after each of the last steps. Speed is measured over all of them: a single interval
         # between two readings may be zero, since a step can be finished long before its numbers are read.
         self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
-        _log.info("MFU counts against %.3g FLOP/s: %s", self._peak, source)
+        _log.info(
+            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens + 6 x layers x heads x head width x "
+            "sum of squared lengths) / seconds / %.3g FLOP/s (%s)",
+            self._peak,
+            source,
+        )
 
     def pend(self, step: int, measured: StepMetrics) -> None:
         """Keep the numbers of a step that was just sent to the device."""
@@ -403,7 +455,8 @@ class _StepLogger:
         shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
         message = (
             f"step {step + 1}: the loss or its gradient is not finite; the weights were left as they were. Rows of the "
-            f"batch: {shown}. Look at them with `jax-sft data --dump`, lower optim.lr, or set train.nonfinite = 'skip'"
+            f"batch: {shown}. Look at them with `jax-sft data --dump`. To leave such steps out, go on here with "
+            "--config.train.nonfinite=skip; or correct the data or lower optim.lr, and begin in a new workdir"
         )
         if self._run.config.train.nonfinite == "stop":
             raise NonFiniteLossError(message)
@@ -455,7 +508,12 @@ def _write_manifest(
     if jax.process_index() != 0:
         return
     path = run.workdir / "manifest.json"
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    starts = []
+    if path.exists():
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s is damaged; it is written anew, without the earlier starts", path)
     versions = {"python": platform.python_version()}
     for name in _VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -468,7 +526,11 @@ def _write_manifest(
         "data": {
             "train": train_set.fingerprint,
             "validation": validation_set.fingerprint if validation_set else None,
-            "account": dataclasses.asdict(train_set.account),
+            "accounts": {
+                name: dataclasses.asdict(found.account)
+                for name, found in (("train", train_set), ("validation", validation_set))
+                if found is not None
+            },
         },
         "versions": versions,
         "devices": [str(d.device_kind) for d in jax.devices()],
@@ -481,33 +543,51 @@ def _write_manifest(
     os.replace(temporary, path)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT ends at once. Not under jax.distributed.
+class _StoppedError(BaseException):
+    """A signal came where there is nothing to save; like KeyboardInterrupt, no library may swallow it."""
 
-    There JAX's own preemption service listens to SIGTERM and all processes agree on the step.
+
+class _Signals:
+    """SIGINT and SIGTERM: inside `collected()` they wait for the end of the step, elsewhere they stop the run at once.
+
+    Under jax.distributed JAX listens to SIGTERM and lets all processes agree on a step; SIGINT is passed on as one.
     """
-    received: list[int] = []
 
-    def on_signal(number: int, _: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        _say("\nstopping: saving after this step")
+    def __init__(self) -> None:
+        self.received = False
+        self._collects = False
+        self._previous: dict[int, Any] = {}
 
-    if jax.distributed.is_initialized():
-        yield received
-        return
-    try:
-        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread (a notebook's worker): the host program keeps its own handlers
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> "_Signals":
+        together = jax.distributed.is_initialized()
+        with contextlib.suppress(ValueError):  # not the main thread: the host program keeps its own handlers
+            for number in (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._pass_on if together else self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        self._collects = True
+        try:
+            yield
+        finally:
+            self._collects = False
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if not self._collects:
+            raise _StoppedError
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+        _say("\nstopping: saving after this step (Ctrl-C again ends at once)")
+
+    def _pass_on(self, number: int, _: Any) -> None:
+        del number
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say(text: str) -> None:

@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import os
+import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import jax
@@ -24,6 +26,8 @@ from jax_sft.optim import optimizer
 from jax_sft.seal import seal_problem, write_seal
 from jax_sft.sharding import make_mesh
 from jax_sft.train_step import abstract_state, init_state
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # Orbax's own threads and coroutines fall over one another when a file cannot be read or written.
 pytestmark = [
@@ -388,21 +392,45 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(small_disk):
-    checkpoints = open_at(small_disk / "checkpoints")
-    checkpoints.save(1, state_of(1), {}, wait=True)
-    free = shutil.disk_usage(small_disk).free
-    (small_disk / "filler").write_bytes(os.urandom(free - 16 * 1024))
-    with pytest.raises(OSError, match="the disk is full, so the checkpoint of step 2 was not saved; .* step 1 is unt"):
-        checkpoints.save(2, state_of(2), {}, wait=True)
-    assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["00000001"]
-    step, restored, _ = checkpoints.restore(described())
-    assert step == 1
-    assert_same_bits(restored, state_of(1))
-    (small_disk / "filler").unlink()
-    assert checkpoints.save(2, state_of(2), {}, wait=True)
-    checkpoints.close()
-    assert open_at(small_disk / "checkpoints").restore(described())[0] == 2
+FILL_A_DISK = """
+import os, pathlib, shutil, sys
+from tests.test_checkpoint import assert_same_bits, described, open_at, state_of
+disk = pathlib.Path(sys.argv[1])
+checkpoints = open_at(disk / "checkpoints")
+checkpoints.save(1, state_of(1), {}, wait=True)
+(disk / "filler").write_bytes(os.urandom(shutil.disk_usage(disk).free - int(sys.argv[2])))
+try:
+    checkpoints.save(2, state_of(2), {}, wait=True)
+except OSError as error:
+    print("SAID", error)
+print("LEFT", sorted(path.name for path in (disk / "checkpoints").iterdir()))
+step, restored, _ = checkpoints.restore(described())
+assert_same_bits(restored, state_of(1))
+(disk / "filler").unlink()
+print("AGAIN", step, checkpoints.save(2, state_of(2), {}, wait=True))
+checkpoints.close()
+step, restored, _ = open_at(disk / "checkpoints").restore(described())
+assert_same_bits(restored, state_of(2))
+print("THEN", step)
+"""
+
+
+@pytest.mark.parametrize("left_bytes", [0, 16 * 1024, 128 * 1024])
+def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(small_disk, left_bytes):
+    # In a process of its own: Orbax's threads and coroutines fall over one another when a write fails.
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_A_DISK, str(small_disk), str(left_bytes)],
+        cwd=REPOSITORY,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"SAID {small_disk}/checkpoints: the disk is full, so the checkpoint of step 2 was not saved" in done.stdout
+    assert "the checkpoint of step 1 is untouched. Free some space" in done.stdout
+    assert done.stdout.endswith("LEFT ['00000001']\nAGAIN 1 True\nTHEN 2\n")
 
 
 def test_a_state_that_is_not_saved_by_this_run_is_named_when_shapes_differ(saved):

@@ -104,6 +104,28 @@ def test_chat_one_shot_prints_the_answer_alone(place, capsys):
     assert capsys.readouterr().out == first
 
 
+def test_eval_reads_columns_as_overrides_say_and_reports_dropped_rows(place, tmp_path, capsys):
+    rows = [json.loads(line) for line in (place / "validation.jsonl").read_text().splitlines()]
+    renamed = [{"talk": row["messages"], "source": "x"} for row in rows]
+    renamed.append({"talk": [{"role": "user", "content": "no answer"}], "source": "x"})
+    data = tmp_path / "renamed.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    out = tmp_path / "e.json"
+    words = ["eval", "--model", place / "model", "--data", data, "--out", out, "--config.data.columns.messages=talk"]
+    assert cli.main([str(w) for w in words]) == 0
+    assert json.loads(out.read_text())["rows"]["kept"] == 12
+    assert "read 13, kept 12, dropped 1" in capsys.readouterr().out
+
+
+def test_a_chat_whose_context_is_full_forgets_its_oldest_turns_and_goes_on(place, capsys, monkeypatch):
+    lines = iter(["a" * 180, "b" * 180, "c" * 180, "d" * 600, "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert cli.main(["chat", "--model", str(place / "model"), "--max-new-tokens", "20", "--greedy"]) == 0
+    out = capsys.readouterr().out
+    assert "the oldest 2 messages were forgotten" in out
+    assert "exceeds the model's" in out
+
+
 def test_chat_keeps_history_until_new_and_quit(place, capsys, monkeypatch):
     lines = iter(["hello", "again", "/new", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
@@ -145,6 +167,13 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
         (["chat", "--model", "{p}/model", "--config.optim.lr=1"], "takes no config"),
         (["train", "--confg", "x"], "arguments are required: --config; see jax-sft train --help"),
         (["tune"], "invalid choice: 'tune'"),
+        (["eval", "--model", "{p}/model", "--data", "{p}/train.jsonl", "--batch-size", "0"], "above 0"),
+        (["eval", "--model", "m", "--against", "m", "--data", "d"], "--against names the same model"),
+        (["eval", "--model", "{p}/model", "--data", "x", "--out", "{t}/no/e.json"], "does not exist; make it first"),
+        (["data", "--config", "{p}/c.py", "--html", "{t}/no/d.html"], "does not exist; make it first"),
+        (["train", "--config", "{p}/c.py", "--workdir", "{p}/c.py"], "cannot be made a workdir"),
+        (["export", "--model", "{p}/model", "--out", "{p}/model"], "model"),
+        (["export", "--workdir", "{p}", "--out", "{t}/x", "--revision", "r"], "belongs to --model"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_status_1(place, tmp_path, capsys, words, message):
@@ -192,7 +221,11 @@ def test_the_python_doors_train_and_load(place, tmp_path):
     model = jax_sft.load(outcome.export)
     answer = model.answer("count to 5", max_new_tokens=4)
     assert answer.tokens <= 4
-    assert model.losses([str(place / "validation.jsonl")]).tokens > 0
+    losses, account = model.losses([str(place / "validation.jsonl")])
+    assert losses.tokens > 0
+    assert account.kept == 12
+    with pytest.raises(ValueError, match="message 0 is"):
+        model.answer([{"content": "no role"}])
 
 
 def test_main_module_runs_the_same_door():

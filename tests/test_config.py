@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from jax_sft import config as configs
@@ -92,7 +93,31 @@ def test_overrides_set_lists_booleans_and_column_names():
 
 
 def test_a_section_cannot_be_overwritten_by_a_value():
-    assert "optim is not a config key" in problems(good(), ["optim=3"])
+    assert "optim is a section" in problems(good(), ["optim=3"])
+
+
+def test_a_text_key_takes_digits_as_text():
+    assert configs.from_config_dict(good(), ["model.revision=1234567"]).model.revision == "1234567"
+    assert configs.from_config_dict(good(), ["model.revision=None"]).model.revision is None
+
+
+def test_paths_and_numpy_numbers_of_a_config_file_are_taken(tmp_path):
+    config = good()
+    config.model.path = tmp_path
+    config.train.batch_size = np.int64(4)
+    run = configs.from_config_dict(config)
+    assert (run.model.path, run.train.batch_size) == (str(tmp_path), 4)
+
+
+def test_checking_leaves_the_caller_s_dict_alone():
+    tree = good().to_dict()
+    configs.from_config_dict(tree, ["optim.lr=5.0"])
+    assert tree["optim"]["lr"] == configs.default().optim.lr
+
+
+def test_something_else_than_a_config_is_refused():
+    with pytest.raises(ConfigError, match="not NoneType"):
+        configs.from_config_dict(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_override_without_a_value_is_named():
@@ -113,6 +138,16 @@ def test_a_whole_float_is_a_whole_number_and_a_boolean_is_not():
         (["train.steps=None"], "neither is set; set exactly one"),
         (["train.batch_size=6", "train.accumulation=4"], "cannot be cut into train.accumulation = 4"),
         (["data.train_on=all", "data.train_turns=last"], "there is no last turn to choose"),
+        (["data.train_on=user,asistant"], "'asistant' is no role; did you mean assistant?"),
+        (["optim.b2=1.0"], "optim.b2 = 1.0 must be at least 0 and below 1"),
+        (["optim.eps=-1.0"], "optim.eps = -1.0 must be greater than 0"),
+        (["optim.final_lr_ratio=7"], "must lie between 0 and 1"),
+        (["optim.decay_steps=2"], "belongs to optim.schedule = 'wsd'"),
+        (["optim.lr=1e999"], "optim.lr = inf is not a finite number"),
+        (["train.steps=None", "train.epochs=1e999"], "train.epochs = inf is not a finite number"),
+        (["seed=-1"], "seed = -1 must lie between 0 and"),
+        (["model.chat_template=no.jinja"], "there is no file no.jinja"),
+        (["train=5"], "train is a section; set one of its keys"),
         (["optim.warmup_steps=10"], "optim.warmup_steps = 10 but train.steps = 10; make the warmup shorter"),
         (["evaluate.every_steps=5"], "there is nothing to evaluate"),
         (["mesh.data=-1"], "only one axis may be -1"),

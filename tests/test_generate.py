@@ -1,6 +1,7 @@
 """Generation: greedy against uncached logits, samplers against numpy, and rows that do not know each other."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +215,43 @@ def test_streaming_ends_when_all_rows_have_stopped(monkeypatch):
     assert len(calls) == 1
 
 
+def test_the_bar_counts_the_tokens_unless_they_are_streamed_or_another_process_shows_it(monkeypatch):
+    monkeypatch.setattr(generate_module, "BAR_STEPS", 2)
+    bars = []
+
+    class Bar(generate_module.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"delay": 0})
+            self.seen = []
+            bars.append((self, options))
+
+        def update(self, n=1):
+            self.seen.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(generate_module, "tqdm", Bar)
+    stop = tokens(max_new_tokens=5)[0][3]
+    bars.clear()
+    plain = answers(max_new_tokens=5, stop_ids=[stop])
+    answers(max_new_tokens=5, on_token=lambda row, token: None)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert answers(max_new_tokens=5, stop_ids=[stop]) == plain
+    (bar, options), *others = bars
+    assert (options["total"], options["desc"], options["unit"], options["delay"]) == (15, "generating", "tokens", 2)
+    assert len(bar.seen) == 3
+    assert sum(bar.seen) == sum(len(answer.tokens) for answer in plain)
+    assert [options["disable"], *(other["disable"] for _, other in others)] == [False, True, True]
+
+
+def test_looking_at_the_bar_costs_no_compile_and_changes_no_token(monkeypatch):
+    whole = tokens(max_new_tokens=12, sampling=WARM)
+    size = generate_module._continue._cache_size()
+    for steps in (1, 5):
+        monkeypatch.setattr(generate_module, "BAR_STEPS", steps)
+        assert tokens(max_new_tokens=12, sampling=WARM) == whole
+    assert generate_module._continue._cache_size() == size
+
+
 def test_lengths_in_one_bucket_and_new_seeds_compile_once():
     answers([[1, 2, 3]], max_new_tokens=4, sampling=Sampling(temperature=0.9))
     sizes = [f._cache_size() for f in (generate_module._prefill, generate_module._continue)]
@@ -268,11 +306,17 @@ def test_a_pad_id_outside_the_vocabulary_is_refused():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("temperature", -1.0, "temperature = -1.0 must not be negative; 0 takes the likeliest token"),
+        ("temperature", -1.0, "temperature = -1.0 must be a number of 0 or more; 0 takes the likeliest token"),
+        ("temperature", math.nan, "temperature = nan must be a number of 0 or more"),
+        ("temperature", math.inf, "temperature = inf must be a number of 0 or more"),
         ("top_k", -1, "top_k = -1 must not be negative; 0 keeps all tokens"),
         ("top_p", 0.0, "top_p = 0.0 must be above 0 and at most 1"),
         ("top_p", 1.5, "top_p = 1.5 must be above 0 and at most 1"),
-        ("repetition_penalty", 0.0, "repetition_penalty = 0.0 must be above 0"),
+        ("top_p", math.nan, "top_p = nan must be above 0 and at most 1"),
+        ("repetition_penalty", 0.0, "repetition_penalty = 0.0 must be a number above 0"),
+        ("repetition_penalty", math.nan, "repetition_penalty = nan must be a number above 0; 1 changes nothing"),
+        ("seed", -1, r"seed = -1 must be from 0 to 4294967295 \(2\*\*32 - 1\); choose another"),
+        ("seed", 5_000_000_000, "seed = 5000000000 must be from 0 to 4294967295"),
     ],
 )
 def test_bad_sampling_is_refused(field, value, said):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_sft.train_loop import NonFiniteLossError, train
-from tests.tiny import run_config
+from jax_sft.train_loop import NonFiniteLossError, _Signals, train
+from tests.tiny import run_config, write_conversations
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 LAUNCHER = """
@@ -30,6 +30,14 @@ from jax_sft.train_loop import train
 outcome = train(run_config(pathlib.Path(sys.argv[1]), *sys.argv[3:]), pathlib.Path(sys.argv[2]), command="test")
 sys.exit(0 if outcome.finished else 75)
 """
+
+
+class Signalled(_Signals):
+    """A signal came during the first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.received = True
 
 
 def losses(workdir):
@@ -122,7 +130,7 @@ def test_the_manifest_holds_config_versions_data_hash_seed_and_command(whole):
     assert manifest["config"]["optim"]["lr"] == 1e-2
     assert manifest["versions"]["jax"]
     assert manifest["data"]["train"] != manifest["data"]["validation"]
-    assert manifest["data"]["account"]["kept"] == 60
+    assert manifest["data"]["accounts"]["train"]["kept"] == 60
 
 
 def test_a_finished_run_started_again_trains_no_further(folder, whole):
@@ -174,19 +182,65 @@ def test_sigterm_saves_leaves_with_75_and_the_next_start_ends_bit_for_bit_the_sa
 
 
 def test_a_signal_in_the_last_step_saves_at_once_and_leaves_the_evaluation_to_the_next_start(folder, monkeypatch):
-    @contextlib.contextmanager
-    def signalled():
-        yield [signal.SIGTERM]
-
     config, workdir = run_config(folder, "train.steps=1"), folder / "last"
     with monkeypatch.context() as patch:
-        patch.setattr("jax_sft.train_loop._signals", signalled)
+        patch.setattr("jax_sft.train_loop._Signals", Signalled)
         outcome = train(config, workdir, command="test")
     assert (outcome.finished, outcome.step, outcome.export) == (False, 1, None)
     assert [m["step"] for m in metrics(workdir) if "validation/loss" in m] == [0]
     outcome = train(config, workdir, command="test")
     assert outcome.finished
     assert outcome.after.loss < outcome.before.loss
+
+
+def test_a_signal_before_the_first_step_leaves_with_75_at_once(folder):
+    workdir = folder / "early"
+    process = start(folder, workdir)
+    wait_for(lambda: workdir.exists(), process, "the workdir")
+    process.send_signal(signal.SIGTERM)
+    assert "run the same command again" in finish(process, status=75)
+
+
+def test_a_conversation_longer_than_the_model_s_context_is_refused(folder, tmp_path):
+    long = tmp_path / "long.jsonl"
+    write_conversations(long, 1)
+    row = json.loads(long.read_text())
+    row["messages"][1]["content"] = "x" * 600
+    long.write_text(json.dumps(row) + "\n")
+    config = run_config(folder, f"data.train={long}", "data.max_length=1024")
+    with pytest.raises(ValueError, match=r"data\.train: .* has 6\d\d tokens, but the model has 512 positions"):
+        train(config, tmp_path / "w", command="test")
+
+
+def test_a_foreign_export_folder_and_a_bad_shard_size_are_refused_before_training(folder, tmp_path):
+    (tmp_path / "w" / "export").mkdir(parents=True)
+    (tmp_path / "w" / "export" / "mine.txt").write_text("keep me")
+    with pytest.raises(ValueError, match="export"):
+        train(run_config(folder), tmp_path / "w", command="test")
+    with pytest.raises(ValueError, match="banana"):
+        train(run_config(folder, "export.max_shard_size=banana"), tmp_path / "x", command="test")
+    assert not (tmp_path / "w" / "manifest.json").exists()
+
+
+def test_dropped_rows_are_named_in_the_log_and_counted_in_the_manifest(folder, tmp_path, caplog):
+    data = write_conversations(tmp_path / "some.jsonl", 8)
+    with data.open("a") as file:
+        file.write('{"id": "lonely", "messages": [{"role": "user", "content": "no answer"}]}\n')
+    caplog.set_level("INFO", logger="jax_sft")
+    train(run_config(folder, f"data.train={data}", "train.steps=1"), tmp_path / "w", command="test")
+    assert "train: read 9, kept 8, dropped 1" in caplog.text
+    assert "some.jsonl:9" in caplog.text
+    accounts = json.loads((tmp_path / "w" / "manifest.json").read_text())["data"]["accounts"]
+    assert (accounts["train"]["kept"], accounts["validation"]["kept"]) == (8, 12)
+
+
+def test_an_evaluation_that_a_signal_left_out_is_made_up_for_at_the_next_start(folder, tmp_path, monkeypatch):
+    config = run_config(folder, "train.steps=2", "evaluate.every_steps=1")
+    with monkeypatch.context() as patch:
+        patch.setattr("jax_sft.train_loop._Signals", Signalled)
+        assert not train(config, tmp_path / "w", command="test").finished
+    assert train(config, tmp_path / "w", command="test").finished
+    assert [m["step"] for m in metrics(tmp_path / "w") if "validation/loss" in m] == [0, 1, 2]
 
 
 def test_kill_9_in_the_middle_of_a_save_then_resume_ends_bit_for_bit_the_same(folder, whole_alone):

@@ -95,7 +95,7 @@ def _encoded_chat(
     """Token ids and the weight of each token, for each rendering of the conversation."""
     weights, everywhere = _weights(conversation.messages, config)
     if not (weights or everywhere):
-        raise _LeftOutError(f"no message to train on: none has a role in data.train_on = {config.train_on!r}")
+        raise _LeftOutError(f"no message to train on: {_why_none(conversation.messages, config)}")
     chat = template.prepare(conversation.messages, tools=conversation.tools)
     method, renderings = spans.find(chat.messages, weights, method=config.mask, render=chat, facts=template.facts)
     if everywhere and len(renderings) != 1:
@@ -137,6 +137,19 @@ def _weights(messages: Several[Message], config: DataConfig) -> tuple[dict[int, 
     return {i: messages[i].weight for i in trained if messages[i].weight > 0}, 0.0
 
 
+def _why_none(messages: Several[Message], config: DataConfig) -> str:
+    """Why `_weights` finds nothing."""
+    roles = {role.strip() for role in config.train_on.split(",")}
+    chosen = [m for m in messages if m.role in roles][-1 if config.train_turns == "last" else 0 :]
+    if any(m.train for m in messages) or any(m.train is None for m in chosen):
+        return "those that would be trained have weight 0"
+    if not chosen:
+        return f"none has a role in data.train_on = {config.train_on!r}"
+    if config.train_turns == "last":
+        return "the one that data.train_turns = 'last' chooses has train = false"
+    return f"those with a role in data.train_on = {config.train_on!r} have train = false"
+
+
 def _tokens_of(offsets: list[tuple[int, int]], span: spans.Span) -> slice:
     """The tokens that hold a character of the span.
 
@@ -159,7 +172,7 @@ def _check(message: Message, decoded: str, changes: set[str]) -> None:
             f"template changes it or the mask is displaced; {WAY_OUT}"
         )
     for call in message.extra.get("tool_calls") or ():
-        name = call.get("function", call).get("name") if isinstance(call, Mapping) else None
+        name = (call.get("function") or call).get("name") if isinstance(call, Mapping) else None
         if isinstance(name, str) and name not in decoded:
             raise DataError(f"the chat template leaves out the tool call {name!r}; {WAY_OUT}")
     reasoning = next((message.extra[f] for f in spans.REASONING if message.extra.get(f)), None)

@@ -69,20 +69,24 @@ class Account:
     read: int = 0  # conversations
     kept: int = 0  # conversations that gave at least one sequence
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)  # reason -> conversations
-    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # reason -> the first few places
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # reason or note -> the first few places
     altered: dict[str, int] = dataclasses.field(default_factory=dict)  # kept, but not as it came -> conversations
+    noted: dict[str, int] = dataclasses.field(default_factory=dict)  # left as it came, but odd -> conversations
     method: dict[str, int] = dataclasses.field(default_factory=dict)  # how trained spans were found -> conversations
 
     def drop(self, reason: str, where: str) -> None:
         """Count one conversation that is not trained on."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        places = self.examples.setdefault(reason, [])
-        if len(places) < EXAMPLES_PER_REASON:
-            places.append(where)
+        self._exemplify(reason, where)
 
     def alter(self, what: str) -> None:
         """Count one conversation that is trained on, but not as it came."""
         self.altered[what] = self.altered.get(what, 0) + 1
+
+    def note(self, what: str, where: str) -> None:
+        """Count one conversation that stays as it came, but has something that one would want to know."""
+        self.noted[what] = self.noted.get(what, 0) + 1
+        self._exemplify(what, where)
 
     def use(self, method: str) -> None:
         """Count one conversation whose trained spans were found by `method`."""
@@ -95,6 +99,7 @@ class Account:
         for mine, theirs in (
             (self.dropped, other.dropped),
             (self.altered, other.altered),
+            (self.noted, other.noted),
             (self.method, other.method),
         ):
             for key, count in theirs.items():
@@ -110,11 +115,17 @@ class Account:
         return total
 
     def lines(self) -> list[str]:
-        """The account as text, a line each, for the terminal."""
+        """The account as text for the terminal: one line, and one more for each thing that one may have to look at."""
+        methods = ", ".join(f"{m} ({n})" for m, n in self.method.items())
         out = [f"read {self.read}, kept {self.kept}, dropped {sum(self.dropped.values())}"]
-        for reason, count in sorted(self.dropped.items(), key=lambda item: -item[1]):
-            out.append(f"  dropped {count}: {reason} (first: {', '.join(self.examples[reason])})")
-        out += [f"  altered {count}: {what}" for what, count in sorted(self.altered.items(), key=lambda item: -item[1])]
-        if self.method:
-            out.append("  trained spans found by " + ", ".join(f"{m} ({n})" for m, n in self.method.items()))
+        out[0] += f"; trained spans found by {methods}" if methods else ""
+        for kind, counts in (("dropped", self.dropped), ("altered", self.altered), ("noted", self.noted)):
+            for what, count in sorted(counts.items(), key=lambda item: -item[1]):
+                places = self.examples.get(what)
+                out.append(f"  {kind} {count}: {what}" + (f" (first: {', '.join(places)})" if places else ""))
         return out
+
+    def _exemplify(self, what: str, where: str) -> None:
+        places = self.examples.setdefault(what, [])
+        if len(places) < EXAMPLES_PER_REASON:
+            places.append(where)

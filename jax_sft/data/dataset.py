@@ -48,7 +48,8 @@ def tokenize(
 ) -> TokenizedSet:
     """The set of `paths`, from the cache or made now by `config.workers` processes (0: this one).
 
-    A cached set that is damaged is made again, with a warning. Without `cache_dir` the arrays are in memory alone.
+    A cached set that is damaged (`store` says what is checked) is made again, with a warning. Without `cache_dir` the
+    arrays are in memory alone.
 
     Raises:
         DataError: of `source` and `formats`; nothing can be trained on; too many sources; the cache cannot be written.

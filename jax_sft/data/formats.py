@@ -7,10 +7,12 @@ that the file is not what the config takes it for. One format holds for a whole 
 
 import difflib
 import functools
+import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
@@ -32,6 +34,10 @@ OPTIONAL = {
 }
 ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool", "function", "ipython")}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
+# Devices take what is below the smallest normal float32 for 0.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+SAME_CONTENT = "the same content as an earlier conversation, both stay"
+SAME_ID = "the same id as an earlier conversation, both stay"
 
 
 class Untrainable(Exception):
@@ -39,7 +45,8 @@ class Untrainable(Exception):
 
 
 def read_conversations(config: DataConfig, paths: Sequence[str], account: Account) -> Iterator[Conversation]:
-    """Conversations of all `paths` in order. Rows are counted in `account.read`, those left out in `account.dropped`.
+    """Conversations of all `paths` in order. Rows are counted in `account.read`, those left out in `account.dropped`,
+    and those that repeat the content or the id of one before in `account.noted` (some 100 bytes of memory a row).
 
     Raises:
         DataError: of `source`, or a row that does not follow its file's format.
@@ -52,6 +59,7 @@ def read_conversations(config: DataConfig, paths: Sequence[str], account: Accoun
             )
     trained_roles = [role.strip() for role in config.train_on.split(",")]
     nothing = f"no {' or '.join(trained_roles)} message to train on"
+    seen: set[bytes] = set()
     for place in files_of(paths):
         format = "auto"
         for row, where in read_rows([str(place)], split=config.split):
@@ -67,6 +75,7 @@ def read_conversations(config: DataConfig, paths: Sequence[str], account: Accoun
             if conversation.text is None and not any(_teaches(m, trained_roles) for m in conversation.messages):
                 account.drop(nothing, where)
                 continue
+            _note_repeats(conversation, where, seen, account)
             yield conversation
 
 
@@ -130,6 +139,20 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
     )
 
 
+def _note_repeats(conversation: Conversation, where: str, seen: set[bytes], account: Account) -> None:
+    """Count a content or an id that is in `seen`, and put both into it."""
+    turns = [(m.role, m.content, m.extra) for m in conversation.messages]
+    parts: dict[str, Any] = {
+        SAME_CONTENT: [turns, conversation.tools, conversation.prompt_text, conversation.text],
+        SAME_ID: conversation.id,  # the place of a row without one: no other row has it
+    }
+    for what, part in parts.items():
+        digest = hashlib.blake2b(json.dumps(part, default=str).encode(), digest_size=16).digest()
+        if digest in seen:
+            account.note(what, where)
+        seen.add(digest)
+
+
 def _teaches(message: Message, roles: Sequence[str]) -> bool:
     return message.role in roles or "all" in roles if message.train is None else message.train
 
@@ -176,7 +199,8 @@ def _prompt_completion(row: Row, where: str) -> list[Message]:
 def _message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], train: bool | None = None) -> Message:
     """One turn; `from` and `value` are understood where the format knows the roles that go with them."""
     role_key, content_key = ("from", "value") if roles is SHAREGPT_ROLES and "from" in turn else ("role", "content")
-    has_calls = bool(turn.get("tool_calls"))
+    calls = _tool_calls(turn, where)
+    has_calls = bool(calls.get("tool_calls"))
     for key in (role_key, content_key):
         if key not in turn and not (key == content_key and has_calls):
             raise DataError(
@@ -198,8 +222,21 @@ def _message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], trai
         content=_content(content, where),
         train=train if said is None else said,
         weight=_weight(turn, where),
-        extra={key: value for key, value in turn.items() if key not in own and value is not None},
+        extra={key: value for key, value in turn.items() if key not in own and value is not None} | calls,
     )
+
+
+def _tool_calls(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The key `tool_calls` of a turn that has it: a list of objects, each with the call or with a `function`."""
+    if turn.get("tool_calls") is None:
+        return {}
+    calls = _list(turn["tool_calls"], where, "tool_calls")
+    if not all(isinstance(c, Mapping) and isinstance(c.get("function") or {}, Mapping) for c in calls):
+        raise DataError(
+            f"{where}: tool_calls holds something else than calls; write objects like "
+            "{'type': 'function', 'function': {'name': ..., 'arguments': {...}}}"
+        )
+    return {"tool_calls": calls}
 
 
 def _content(content: Any, where: str) -> str:
@@ -222,8 +259,11 @@ def _weight(turn: Mapping[str, Any], where: str) -> float:
     if len(said) > 1:
         raise DataError(f"{where}: a message has both weight and loss_weight; they mean the same: keep one")
     weight = said[0] if said else 1.0
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DataError(f"{where}: the weight of a message is {weight!r}; write a number of at least 0")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not (weight == 0 or SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT):
+        raise DataError(
+            f"{where}: the weight of a message is {weight!r}; write a number of at least 0 that a float32 can hold"
+        )
     return float(weight)
 
 

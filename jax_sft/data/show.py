@@ -175,10 +175,10 @@ def _html_account(dataset: TokenizedSet) -> str:
     tiles = [("read", account.read, ""), ("kept", account.kept, ""), ("dropped", dropped, " bad" if dropped else "")]
     out = [f'<p class="tile{css}"><b>{number:,}</b> {_escape(name)}</p>' for name, number, css in tiles]
     lines = [
-        ("dropped", count, reason, ", ".join(account.examples[reason]))
-        for reason, count in sorted(account.dropped.items(), key=lambda item: -item[1])
+        (kind, count, what, ", ".join(account.examples.get(what, ())))
+        for kind, counts in (("dropped", account.dropped), ("altered", account.altered), ("noted", account.noted))
+        for what, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
-    lines += [("altered", n, what, "") for what, n in sorted(account.altered.items(), key=lambda item: -item[1])]
     lines += [("trained spans found by", n, method, "") for method, n in account.method.items()]
     body = "".join(
         f'<tr><td>{_escape(what)}<td class="n">{count:,}<td>{_escape(reason)}'

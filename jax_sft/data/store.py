@@ -1,7 +1,8 @@
 """Sequences as flat arrays in a folder: written one by one, read as memory maps, checked before they are believed.
 
 In: sequences in order. Out: a `TokenizedSet`. The folder holds a .npy file for each of `ARRAYS` and a manifest, written
-last, with their sizes, the account, and a checksum of itself.
+last, with their sizes, the account, and a checksum of itself. A set of less than `VERIFIED_BYTES` also has checksums of
+its files there, verified by every `load`; of a larger one only the sizes are checked, as reading it takes too long.
 
 Letters: N sequence, M position in all sequences laid end to end, T position in one.
 """
@@ -28,6 +29,7 @@ ARRAYS = {
     "id_bytes": np.uint8,  # the ids as UTF-8, end to end
 }
 MANIFEST = "manifest.json"
+VERIFIED_BYTES = 256 * 2**20
 MAX_SOURCES = 256  # losses are summed for each, on the device
 
 
@@ -130,8 +132,11 @@ class Writer:
             self._write_header(name)
             file.flush()
             os.fsync(file.fileno())
+        sizes = {name: (self._folder / f"{name}.npy").stat().st_size for name in ARRAYS}
+        is_small = sum(sizes.values()) < VERIFIED_BYTES
         manifest = {
-            "sizes": {name: (self._folder / f"{name}.npy").stat().st_size for name in ARRAYS},
+            "sizes": sizes,
+            "checksums": {name: _checksum_of_file(self._folder / f"{name}.npy") for name in ARRAYS if is_small},
             "sources": list(self._sources),
             "account": dataclasses.asdict(account),
             "fingerprint": self._digest.hexdigest(),
@@ -161,6 +166,9 @@ def load(folder: pathlib.Path, *, in_memory: bool) -> TokenizedSet:
         found = (folder / f"{name}.npy").stat().st_size
         if found != size:
             raise ValueError(f"{name}.npy has {found} bytes, not {size}")
+    for name, checksum in manifest["checksums"].items():
+        if _checksum_of_file(folder / f"{name}.npy") != checksum:
+            raise ValueError(f"the checksum of {name}.npy is wrong")
     # A plain view: slicing a np.memmap costs ten times as much.
     arrays = {n: np.load(folder / f"{n}.npy", mmap_mode=None if in_memory else "r").view(np.ndarray) for n in ARRAYS}
     return TokenizedSet(
@@ -180,6 +188,11 @@ def load(folder: pathlib.Path, *, in_memory: bool) -> TokenizedSet:
 
 def _offsets(lengths_N: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_N, dtype=np.int64)])
+
+
+def _checksum_of_file(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

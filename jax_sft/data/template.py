@@ -70,11 +70,6 @@ class ChatTemplate:
             return tuple(dict.fromkeys([*([] if eos is None else [eos]), *self._given_stop_ids]))
         return tuple(dict.fromkeys([*map(self._backend.token_to_id, self.facts.stops), *self._given_stop_ids]))
 
-    @property
-    def stop_text(self) -> str:
-        """The text of the first stop token."""
-        return self._backend.id_to_token(self.stop_ids[0]) if self.stop_ids else ""
-
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of everything that decides tokens and masks: vocabulary, template, stop ids."""

@@ -35,7 +35,12 @@ def answer(
     """Answer every conversation, in one batch.
 
     `on_token(row, token)` is called as tokens come.
+
+    Raises:
+        ValueError: a message without role or content, or a conversation too long for the model.
     """
+    for messages in conversations:
+        check_messages(messages)
     generated = generate(
         graphdef,
         params,
@@ -54,3 +59,14 @@ def answer(
         )
         for row in generated
     ]
+
+
+def check_messages(messages: Messages) -> None:
+    """Refuse what is no conversation.
+
+    Raises:
+        ValueError: a message is no mapping with the texts role and content.
+    """
+    for i, message in enumerate(messages):
+        if not (isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))):
+            raise ValueError(f'message {i} is {message!r}; a message is {{"role": "user", "content": "..."}}')

@@ -16,10 +16,10 @@ from jax_sft.evaluate.answers import Answer, Messages
 from jax_sft.evaluate.losses import Losses
 
 
-def conversations_of(paths: Sequence[str], *, count: int) -> list[list[dict[str, Any]]]:
+def conversations_of(paths: Sequence[str], *, config: DataConfig, count: int) -> list[list[dict[str, Any]]]:
     """The first `count` conversations of files, each up to its last user turn: what a model is asked to answer."""
     asked = []
-    for conversation in read_conversations(DataConfig(), tuple(paths), Account()) if count else ():
+    for conversation in read_conversations(config, tuple(paths), Account()) if count else ():
         turns = [{"role": m.role, "content": m.content} for m in conversation.messages]
         while turns and turns[-1]["role"] != "user":
             turns.pop()
@@ -36,13 +36,16 @@ def print_losses(results: Mapping[str, Losses]) -> None:
     for name, result in results.items():
         print(f"{name}: loss {result.loss:.4f}, accuracy {result.accuracy:.1%}, {result.tokens:.0f} trained tokens")
     if len(models) == 2:
-        print(f"loss change: {models[1].loss / models[0].loss - 1:+.1%}")
-    width = max(len(source) for result in models for source in result.by_source)
-    for source in models[0].by_source:
-        parts = [result.by_source[source] for result in models]
-        losses = " -> ".join(f"{part['loss']:.4f}" for part in parts)
-        change = f"  {parts[1]['loss'] / parts[0]['loss'] - 1:+.1%}" if len(parts) == 2 else ""
-        print(f"  {source:<{width}}  {losses}{change}  ({int(parts[0]['tokens'])} tokens)")
+        print(f"loss change: {_change(models[0].loss, models[1].loss)}")
+    # Templates differ in length: all of a source can be too long for one model alone.
+    sources = list(dict.fromkeys(source for result in models for source in result.by_source))
+    width = max(map(_columns, sources))
+    for source in sources:
+        parts = [result.by_source.get(source) for result in models]
+        losses = " -> ".join(f"{part['loss']:.4f}" if part else "none" for part in parts)
+        there = [part for part in parts if part]
+        change = f"  {_change(there[0]['loss'], there[1]['loss'])}" if len(there) == 2 else ""
+        print(f"  {_pad(source, width)}  {losses}{change}  ({int(there[0]['tokens'])} tokens)")
 
 
 def print_answers(conversations: Sequence[Messages], answers: Mapping[str, Sequence[Answer]]) -> None:
@@ -61,9 +64,16 @@ def print_answers(conversations: Sequence[Messages], answers: Mapping[str, Seque
             print(" │ ".join(_pad(cell, width) for cell in cells).rstrip())
 
 
+def _change(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}" if before else "from 0"
+
+
 def _columns(text: str) -> int:
-    """Terminal columns of a text: Chinese characters and emoji take two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+    """Terminal columns of a text: Chinese characters and emoji take two; accents and joiners none."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def _pad(text: str, width: int) -> str:
@@ -71,14 +81,18 @@ def _pad(text: str, width: int) -> str:
 
 
 def _fit(name: str, width: int) -> str:
-    return name if len(name) <= width else "…" + name[-(width - 1) :]
+    if _columns(name) <= width:
+        return name
+    while _columns(name) > width - 1:
+        name = name[1:]
+    return "…" + name
 
 
 def _wrap(text: str, width: int) -> list[str]:
     lines = []
-    for paragraph in text.splitlines() or [""]:
+    for paragraph in text.expandtabs(4).splitlines() or [""]:
         words = textwrap.wrap(paragraph, width, drop_whitespace=False) if paragraph.isascii() else [paragraph]
-        for piece in words:
+        for piece in words or [""]:  # an empty line stays one
             line = ""
             for character in piece:
                 if _columns(line + character) > width:

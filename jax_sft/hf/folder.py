@@ -59,7 +59,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
         return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(("consolidated", "adapter_")))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: is not an index of safetensors ({error}); copy or download it again") from error
     gone = [name for name in names if not (folder / name).is_file()]
     if gone:
@@ -79,6 +79,7 @@ def _near(path: pathlib.Path) -> str:
 def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
     wanted = [*SMALL_FILES, "*.safetensors"] if weights else SMALL_FILES
     place = f"{hub_id}: " if revision is None else f"{hub_id} at revision {revision}: "
+    near = _near(pathlib.Path(hub_id))  # said only where the hub has failed too: the models of a family look alike
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]
@@ -88,6 +89,7 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
     except errors.RepositoryNotFoundError as error:
         raise ValueError(
             f"{place}is neither a folder here nor a model on the hub; check its name, or set HF_TOKEN for a private one"
+            f"{near}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{place}the hub has no such revision; name a branch, tag or commit") from error
@@ -95,7 +97,7 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(
             f"{place}is no folder here, is not in the hub's cache, and cannot be downloaded ({type(error).__name__}: "
-            f"{reason}); name a local folder, or go online once"
+            f"{reason}); name a local folder, or go online once{near}"
         ) from error
     return pathlib.Path(folder)
 

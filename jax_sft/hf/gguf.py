@@ -160,8 +160,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
     config |= {hf: llama[key] for key, hf in wanted.items()}
     config["num_key_value_heads"] = llama.get("attention.head_count_kv", llama["attention.head_count"])
-    head_width = llama["embedding_length"] // llama["attention.head_count"]
-    config["head_dim"] = llama.get("attention.key_length", llama.get("rope.dimension_count", head_width))
+    config["head_dim"] = llama.get("attention.key_length", llama.get("rope.dimension_count"))
     config["rope_theta"] = llama.get("rope.freq_base", 10_000.0)
     if (kind := llama.get("rope.scaling.type", "none")) != "none":
         config["rope_scaling"] = {"rope_type": kind, "factor": llama.get("rope.scaling.factor", 1.0)}

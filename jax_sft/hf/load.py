@@ -23,7 +23,7 @@ from jax_sft.hf import gguf, names, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
-from jax_sft.model.decoder import abstract_params
+from jax_sft.model.decoder import abstract_params, float_dtype
 from jax_sft.sharding import shard_params
 
 Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
@@ -93,7 +93,8 @@ def load_pretrained(
         chat_template: a Jinja file that replaces the model's own template.
 
     Raises:
-        ValueError: nothing is there, a file cannot be read, or the architecture is not modelled.
+        ValueError: nothing is there, a file cannot be read or holds what it must not, the architecture is not modelled,
+            or the tokenizer has ids that the model has no embedding for.
     """
     path = resolve(source, revision=revision)
     if path.suffix == ".gguf":
@@ -109,14 +110,19 @@ def load_pretrained(
         config = ModelConfig.from_hf(hf_config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    _check_vocabulary(source, tokenizer, config.vocab_size)
     template = template_text(tokenizer) if chat_template is None else _read_template(pathlib.Path(chat_template))
-    stops = [generation_config.get("eos_token_id"), hf_config.get("eos_token_id"), tokenizer.eos_token_id]
+    stops = [
+        *_special_ids(f"{source}: generation_config.json", generation_config, config.vocab_size),
+        *_special_ids(f"{source}: config.json", hf_config, config.vocab_size),
+        *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]),
+    ]
     return Pretrained(
         path=path,
         config=config,
         tokenizer=tokenizer,
         chat_template=template,
-        stop_ids=tuple(dict.fromkeys(i for said in stops for i in _as_list(said))),
+        stop_ids=tuple(dict.fromkeys(stops)),
         hf_config=hf_config,
         generation_config=generation_config,
         params=None,
@@ -132,8 +138,10 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
         dtype: "float32", "bfloat16" or "float16"; files of any mixture of dtypes are cast.
 
     Raises:
-        ValueError: tensors are missing, unexpected, of a wrong shape or of a quantised dtype; all at once.
+        ValueError: tensors are missing, unexpected, of a wrong shape or of a quantised dtype, all at once; or `dtype`
+            is none of these.
     """
+    host_dtype = np.dtype(float_dtype(dtype))
     stored = _stored_tensors(base.path)
     abstract = abstract_params(base.config)
     _check_tensors(base.path, stored, abstract)
@@ -152,7 +160,7 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
             layers = [stored[name] for name in rule.names(shape)]
             arrays = []
             for bounds, devices in parts_of[rule.path].items():
-                part = _read_part(rule, layers, bounds, shape, np.dtype(dtype), bar)
+                part = _read_part(rule, layers, bounds, shape, host_dtype, bar)
                 # Waiting lets the host's copy go before the next one is made.
                 arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
             names.put(params, rule.path, jax.make_array_from_single_device_arrays(shape, sharding, arrays))
@@ -245,9 +253,14 @@ def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], abs
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
+    if not isinstance(said, dict):
+        raise ValueError(
+            f"{path}: holds a JSON {type(said).__name__}, not an object {{...}}; copy or download it again"
+        )
+    return said
 
 
 def _read_template(path: pathlib.Path) -> str:
@@ -256,5 +269,31 @@ def _read_template(path: pathlib.Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+def _check_vocabulary(source: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
+    """A model may have more embeddings than its tokenizer has tokens, never fewer."""
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if last >= vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer's largest id is {last} ({token!r}), and the model's vocab_size = {vocab_size} "
+            f"ends at {vocab_size - 1}; take both from one model, or remove the added tokens from the tokenizer's files"
+        )
+
+
+def _special_ids(place: str, said: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """Where a file says that the model stops; its pad is checked too, since an export reads it."""
+
+    def is_whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    stops, pad = said.get("eos_token_id"), said.get("pad_token_id")
+    if pad is not None and not is_whole(pad):
+        raise ValueError(
+            f"{place}: pad_token_id = {pad!r} must be a token's id, a whole number; write that, or remove it"
+        )
+    ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if not all(is_whole(i) and 0 <= i < vocab_size for i in ids):
+        raise ValueError(
+            f"{place}: eos_token_id = {stops!r} must be a token's id, a whole number below vocab_size = {vocab_size}, "
+            "or a list of such; write that, or remove it"
+        )
+    return ids

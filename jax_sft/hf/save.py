@@ -13,7 +13,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,9 +31,9 @@ from jax_sft.hf import card, names, tensorfile
 from jax_sft.hf.folder import INDEX
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
+from jax_sft.model.decoder import DTYPES
 
 MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
-DTYPES = ("float32", "bfloat16", "float16")
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
 _PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "[PAD]")
@@ -64,6 +66,7 @@ def save_model(
     dtype: str,
     max_shard_size: str | int,
     facts: Mapping[str, Any],
+    source: pathlib.Path | None = None,
 ) -> list[pathlib.Path]:
     """Write the folder `out`; all processes of a run call it, process 0 writes.
 
@@ -81,12 +84,14 @@ def save_model(
         dtype: float32, bfloat16 or float16.
         max_shard_size: of one safetensors file, like "5GB".
         facts: what the model card tells of the training.
+        source: the local folder or file that the model was read from, which is never written to.
 
     Returns:
         The files written; empty in processes other than 0.
 
     Raises:
-        ValueError: the folder is somebody else's, there is no stop id, or a weight is not finite in `dtype`.
+        ValueError: the folder is the source's or somebody else's, there is no stop id, or a weight is not finite in
+            `dtype`.
         OSError: the disk is full or cannot be written; nothing is left behind.
     """
     out = pathlib.Path(out).expanduser().resolve()
@@ -104,7 +109,7 @@ def save_model(
     failure: Exception | None = None
     try:
         if jax.process_index() == 0:
-            with _whole_or_nothing(out) as folder:
+            with _whole_or_nothing(out, source) as folder:
                 _write_weights(folder, files, index, tensors, np.dtype(dtype))
                 save_tokenizer(folder, tokenizer, chat_template=chat_template, pad_id=pad_id)
                 _write_json(folder / "generation_config.json", generation)
@@ -124,24 +129,52 @@ def save_model(
     return [out / name for name in written]
 
 
+def check_destination(out: str | pathlib.Path, *, source: pathlib.Path | None = None) -> None:
+    """What `save_model` will ask of its folder, to be known before hours of training; nothing is left behind.
+
+    Raises:
+        ValueError: `out` is a file, a folder with somebody else's files in it, is, holds or lies in the `source`, or
+            cannot be written.
+    """
+    out = pathlib.Path(out).expanduser().resolve()
+    try:
+        _check_place(out, source)
+        # Asked by doing: permission bits say little of root, network disks and read-only mounts.
+        with tempfile.TemporaryDirectory(prefix=".jax_sft.", dir=next(p for p in out.parents if p.exists())):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"export to {out}: cannot be written there ({error.strerror or error}); name another folder"
+        ) from error
+
+
+def check_shard_size(size: str | int) -> None:
+    """`max_shard_size` can be followed.
+
+    Raises:
+        ValueError: it is no size above 0.
+    """
+    number = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*[KMGT]B\s*", str(size), re.IGNORECASE)
+    if size <= 0 if isinstance(size, int) else number is None or float(number[1]) == 0:
+        raise ValueError(f"export.max_shard_size = {size!r} is no size; write one like 5GB")
+
+
 def _plan(
     params: Mapping[str, Any], dtype: np.dtype, max_shard_size: str | int
 ) -> tuple[dict[str, list[Planned]], dict[str, Any] | None]:
     """What goes into which file, in order, and the index where there are several; the same in every process."""
+    check_shard_size(max_shard_size)
     found = list(names.leaves(params))
     stacked = [(rule, array) for rule, array in found if rule.stacked]
     layers = [Planned(rule.hf.format(layer=i), rule, x, i) for i in range(len(stacked[0][1])) for rule, x in stacked]
     first, *rest = [Planned(rule.hf, rule, array, 0) for rule, array in found if not rule.stacked]
     planned = {p.name: p for p in [first, *layers, *rest]}
-    try:
-        split = huggingface_hub.split_state_dict_into_shards_factory(
-            planned,
-            get_storage_size=lambda p: math.prod(p.shape) * dtype.itemsize,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise ValueError(f"export.max_shard_size = {max_shard_size!r} is no size; write one like 5GB") from error
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        planned,
+        get_storage_size=lambda p: math.prod(p.shape) * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
     # Not in the order of `planned`: a tensor that fills a file by itself gets it at once.
     files = {file: [planned[name] for name in held] for file, held in split.filename_to_tensors.items()}
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -196,18 +229,18 @@ def _write_weights(
 
 
 @contextlib.contextmanager
-def _whole_or_nothing(out: pathlib.Path) -> Iterator[pathlib.Path]:
+def _whole_or_nothing(out: pathlib.Path, source: pathlib.Path | None) -> Iterator[pathlib.Path]:
     """A folder beside `out` to write into; it becomes `out` at the end, or is gone if anything went wrong.
 
     Raises:
-        ValueError: `out` is a file, or a folder with somebody else's files in it.
+        ValueError: as `check_destination`.
         OSError: it could not be written.
     """
     folder, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     try:
         if old.exists():  # an earlier export died between its two renames, or just after them
             shutil.rmtree(old) if out.exists() else old.rename(out)
-        _check_place(out)
+        check_destination(out, source=source)
         shutil.rmtree(folder, ignore_errors=True)  # what a killed export left
         folder.mkdir(parents=True)
         yield folder
@@ -226,14 +259,23 @@ def _whole_or_nothing(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_place(out: pathlib.Path) -> None:
-    """`out` may be written: it is new, empty, or an export of ours with nothing added."""
+def _check_place(out: pathlib.Path, source: pathlib.Path | None) -> None:
+    """`out` may be written: it is new, empty, or an export of ours with nothing added, and not the source itself."""
+    source = None if source is None else source.resolve()
+    if source is not None and (out.is_relative_to(source) or source.is_relative_to(out)):
+        raise ValueError(
+            f"export to {out}: it is, holds or lies in {source}, which the model was read from; name a folder beside it"
+        )
     if out.is_file():
         raise ValueError(f"export to {out}: is a file; name a folder")
     held = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if held and MARK not in held:
         raise ValueError(f"export to {out}: the folder is not empty and is no earlier export; name another one")
-    added = sorted(held - set(json.loads((out / MARK).read_text(encoding="utf-8"))["files"])) if held else []
+    try:
+        files = json.loads((out / MARK).read_text(encoding="utf-8"))["files"] if held else []
+        added = sorted(held.difference(files))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"export to {out}: its {MARK} cannot be read ({error}); name another folder") from error
     if added:
         raise ValueError(
             f"export to {out}: beside an earlier export it holds {', '.join(added[:5])}; move that away first"

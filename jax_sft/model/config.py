@@ -9,7 +9,7 @@ V vocabulary, D model width, F MLP width, N query heads, K key/value heads, H he
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jax_sft.sharding import letters_of
@@ -40,6 +40,7 @@ _HF_DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
+_COUNTS = (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings")
 _HF_OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "model_type")
 # Fields that would change the arithmetic, with the only value that is modelled.
 _FIXED: dict[str, Any] = {
@@ -130,15 +131,15 @@ class ModelConfig:
         """Read the dict of a config.json, in the spelling of transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
 
         Raises:
-            ValueError: another architecture, or fields that would change the arithmetic and are not modelled; all at
-                once, each by name.
+            ValueError: another architecture, fields of a wrong type, or fields that would change the arithmetic and
+                are not modelled; all at once, each by name.
         """
         if hf.get("model_type") != "llama":
             raise ValueError(f"config.json: model_type = {hf.get('model_type')!r} is not modelled; only 'llama' is")
         missing = [name for name in _SIZES if hf.get(name) is None]
-        problems = [f"{name} is missing" for name in missing] + _unmodelled(hf)
+        problems = [f"{name} is missing" for name in missing] + _misfits(hf) + _unmodelled(hf)
         said = _HF_DEFAULTS | {name: value for name, value in hf.items() if value is not None}
-        if said["hidden_act"] not in _ACTIVATION_OF_HF:
+        if said["hidden_act"] not in [*_ACTIVATION_OF_HF]:  # a list: it may be what no dict can look up
             problems.append(f"hidden_act = {said['hidden_act']!r} is not one of {', '.join(_ACTIVATION_OF_HF)}")
         theta, scaling = _read_rope(hf, said["max_position_embeddings"], problems)
         if problems:
@@ -240,6 +241,28 @@ class ModelConfig:
         return tuple(sizes[letter] for letter in letters_of((name,)))
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _misfits(hf: Mapping[str, Any]) -> list[str]:
+    """Fields of a wrong type or range; one that is null counts as left out."""
+    rope = ("rope_scaling", "rope_parameters")
+    switches = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+    wanted: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
+        (_COUNTS, lambda x: _is_positive(x) and isinstance(x, int), "a whole number of at least 1, without quotes"),
+        (("rms_norm_eps", "rope_theta"), _is_positive, "a number above 0, without quotes"),
+        (switches, lambda x: isinstance(x, bool), "true or false, without quotes"),
+        (rope, lambda x: isinstance(x, Mapping), 'an object like {"rope_type": "linear", "factor": 2.0}'),
+    ]
+    return [
+        f"{name} = {hf[name]!r} must be {what}"
+        for names, fits, what in wanted
+        for name in names
+        if hf.get(name) is not None and not fits(hf[name])
+    ]
+
+
 def _unmodelled(hf: Mapping[str, Any]) -> list[str]:
     """Fields that change the arithmetic and have no place in `ModelConfig`."""
     problems = []
@@ -251,7 +274,8 @@ def _unmodelled(hf: Mapping[str, Any]) -> list[str]:
         elif name not in known and not name.startswith("_") and value is not None:
             problems.append(f"{name} = {value!r} is an unknown field; remove it if it has no effect on the logits")
     architectures = hf.get("architectures") or []
-    if not set(architectures) <= {"LlamaForCausalLM", "LLaMAForCausalLM"}:
+    modelled = ["LlamaForCausalLM", "LLaMAForCausalLM"]
+    if not isinstance(architectures, list) or any(name not in modelled for name in architectures):
         problems.append(f"architectures = {architectures!r} is not modelled; only ['LlamaForCausalLM'] is")
     return problems
 
@@ -260,12 +284,20 @@ def _read_rope(
     hf: Mapping[str, Any], max_positions: int, problems: list[str]
 ) -> tuple[float, LinearRope | Llama3Rope | None]:
     """Rotary base and scaling from either spelling; both are fine if they agree."""
+    if not all(isinstance(hf.get(name) or {}, Mapping) for name in ("rope_parameters", "rope_scaling")):
+        return 0.0, None  # `_misfits` has said so
     new = dict(hf.get("rope_parameters") or {})
     old = dict(hf.get("rope_scaling") or {})
     for spelling in (new, old):
         spelling.setdefault("rope_type", spelling.pop("type", "default"))
         spelling.pop("type", None)
-    thetas = {float(t) for t in (new.pop("rope_theta", None), old.pop("rope_theta", None), hf.get("rope_theta")) if t}
+    said_thetas = [new.pop("rope_theta", None), old.pop("rope_theta", None), hf.get("rope_theta")]
+    thetas = {float(theta) for theta in said_thetas if _is_positive(theta)}
+    problems += [
+        f"rope_theta = {theta!r} in rope_parameters or rope_scaling must be a number above 0, without quotes"
+        for theta in said_thetas[:2]
+        if theta is not None and not _is_positive(theta)
+    ]
     if len(thetas) > 1:
         problems.append(f"rope_theta has several values, {sorted(thetas)}, at the top and in rope_parameters; keep one")
     if hf.get("rope_parameters") and hf.get("rope_scaling") and new != old:
@@ -280,16 +312,14 @@ def _read_rope(
         "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     }
     kind = said.pop("rope_type")
-    if kind not in wanted:
+    if kind not in [*wanted]:
         problems.append(f"{name}: rope_type = {kind!r} is not modelled; only {', '.join(wanted)} are")
         return theta, None
     if kind == "llama3":
         said.setdefault("original_max_position_embeddings", max_positions)
-    odd = sorted(
-        (set(said) ^ wanted[kind]) | {key for key, value in said.items() if not isinstance(value, int | float)}
-    )
+    odd = sorted((set(said) ^ wanted[kind]) | {key for key, value in said.items() if not _is_positive(value)})
     if odd:
-        problems.append(f"{name}: {', '.join(odd)} missing, unknown or not a number for rope_type {kind!r}")
+        problems.append(f"{name}: {', '.join(odd)} missing, unknown or not a number above 0 for rope_type {kind!r}")
         return theta, None
     if kind == "linear":
         return theta, LinearRope(factor=float(said["factor"]))

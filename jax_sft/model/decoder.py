@@ -24,6 +24,7 @@ from jax_sft.model.layers import activate, project, rms_norm, rope_angles, rope_
 from jax_sft.sharding import constrain
 
 Rope = tuple[jax.Array, jax.Array]
+DTYPES = ("float32", "bfloat16", "float16")
 Weights = Mapping[str, jax.Array]  # of one layer: names as in the tree, without the L
 
 
@@ -31,13 +32,13 @@ class Decoder(nnx.Module):
     """A decoder-only transformer; computes in `dtype` whatever dtype its weights are stored in.
 
     Raises:
-        ValueError: `attention` is no backend.
+        ValueError: `attention` is no backend, or `dtype` is not one of `DTYPES`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: Any, attention: str, rngs: nnx.Rngs) -> None:
         check_backend(attention)
         self.config = config
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = float_dtype(dtype)
         self.attention = attention
         shapes = config.shapes
         self.embed_VD = _initial("embed_VD", shapes["embed_VD"], rngs)
@@ -182,6 +183,21 @@ def build(config: ModelConfig, *, dtype: Any, attention: str) -> nnx.GraphDef[De
     """The static half of a Decoder; `nnx.merge(graphdef, params)` or `(graphdef, params, frozen)` makes it whole."""
     abstract = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, attention=attention, rngs=nnx.Rngs(0)))
     return nnx.split(abstract)[0]
+
+
+def float_dtype(dtype: Any) -> jnp.dtype:
+    """What `dtype` names.
+
+    Raises:
+        ValueError: it is not one of `DTYPES`.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}; name one of them in full")
+    return found
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:

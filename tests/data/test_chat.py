@@ -223,7 +223,6 @@ def test_a_template_that_ends_no_answer_gets_the_eos_one_answer_at_a_time():
         "### user:\nHi\n\n### assistant:\nYo\n\n### user:\nBye\n\n### assistant:\n⟦Ciao\n\n</s>⟧",
     ]
     assert account.method == {"turns": 1}
-    assert template_of(ALPACA).stop_text == "</s>"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,6 @@ def test_a_template_that_ends_no_answer_gets_the_eos_one_answer_at_a_time():
 def test_stop_ids_are_those_that_the_template_writes_and_those_given(source, given, stops):
     template = template_of(source, stop=given)
     assert template.tokenizer.convert_ids_to_tokens(template.stop_ids) == list(stops)
-    assert template.stop_text == stops[0]
 
 
 def test_a_stop_id_outside_the_vocabulary_is_left_out():
@@ -321,6 +319,31 @@ def test_a_message_may_say_itself_whether_it_teaches():
     assert "⟦a<|im_end|>\n⟧" in text
     assert "⟦d<|im_end|>\n⟧" in text
     assert text.count("⟦") == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "reason"),
+    [
+        ([{"weight": 0}], {}, "those that would be trained have weight 0"),
+        ([{}, {"weight": 0}], {"train_turns": "last"}, "those that would be trained have weight 0"),
+        ([{"weight": 0, "train": True}], {"train_on": "tool"}, "those that would be trained have weight 0"),
+        (
+            [{}, {"train": False}],
+            {"train_turns": "last"},
+            "the one that data.train_turns = 'last' chooses has train = ",
+        ),
+        ([{"train": False}], {}, "those with a role in data.train_on = 'assistant' have train = false"),
+        ([{}], {"train_on": "tool"}, "none has a role in data.train_on = 'tool'"),
+    ],
+)
+def test_the_reason_says_why_no_message_is_trained(answers, options, reason):
+    messages = [m for said in answers for m in (Message("user", "a"), Message("assistant", "b", **said))]
+    account = Account()
+    config = DataConfig(**options)
+    assert to_sequences(Conversation(tuple(messages), "s", "f:1"), template_of(CHATML), config, account) == []
+    ((found, count),) = account.dropped.items()
+    assert (count, account.kept) == (1, 0)
+    assert found.startswith(f"no message to train on: {reason}")
 
 
 def test_the_weight_of_a_message_is_that_of_its_tokens():
@@ -457,7 +480,6 @@ def test_a_base_tokenizer_without_template_says_what_to_set():
     with pytest.raises(DataError, match="rows.jsonl:7: the tokenizer has no chat template.*set model.chat_template"):
         encoded(template, conversation("a", "b"))
     assert template.stop_ids == (tokenizer.eos_token_id,)
-    assert ChatTemplate(tokenizer, template=CHATML).stop_text == "<|im_end|>"
     tokenizer.chat_template = {"rag": CHATML}
     with pytest.raises(DataError, match="'rag' and no default"):
         ChatTemplate(tokenizer)

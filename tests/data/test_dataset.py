@@ -42,7 +42,7 @@ def template() -> ChatTemplate:
 
 
 def write(path: pathlib.Path, count: int = 5, *, answer: str = "yes {}") -> str:
-    rows = [
+    rows: list[dict] = [
         {"messages": [{"role": "user", "content": "q" * (i % 7)}, {"role": "assistant", "content": answer.format(i)}]}
         for i in range(count)
     ]
@@ -152,7 +152,16 @@ def test_the_fingerprint_follows_tokens_weights_sources_and_order(tmp_path, temp
     assert fingerprint(lines, max_length=1000, workers=0) == found[0]
 
 
+def flip_bit(path: pathlib.Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
 DAMAGES = {
+    "bit in an array": lambda home: flip_bit(home / "tokens_M.npy", -9),
+    "bit in a count": lambda home: flip_bit(home / "trained_N.npy", -4),
+    "bit in a header": lambda home: flip_bit(home / "weights_M.npy", 70),
     "shorter array": lambda home: os.truncate(home / "tokens_M.npy", 200),
     "longer array": lambda home: os.truncate(home / "tokens_M.npy", 9000),
     "no array": lambda home: (home / "weights_M.npy").unlink(),
@@ -182,6 +191,17 @@ def test_a_damaged_cache_is_made_again_with_a_warning(tmp_path, template, caplog
     caplog.clear()
     read(path, template, tmp_path / "cache")
     assert not caplog.records
+
+
+def test_a_large_cache_is_checked_by_its_sizes_alone(tmp_path, template, monkeypatch):
+    monkeypatch.setattr(store, "VERIFIED_BYTES", 1000)
+    path = write(tmp_path / "set.jsonl")
+    read(path, template, tmp_path / "cache")
+    home = home_of(tmp_path / "cache")
+    assert json.loads((home / "manifest.json").read_text())["manifest"]["checksums"] == {}
+    os.truncate(home / "tokens_M.npy", 200)
+    with pytest.raises(ValueError, match=r"tokens_M\.npy has 200 bytes, not"):
+        store.load(home, in_memory=False)
 
 
 def test_a_run_that_stops_in_the_middle_leaves_no_set(tmp_path, template):
@@ -239,9 +259,11 @@ def test_order_account_and_fingerprint_do_not_depend_on_the_number_of_workers(tm
     path = write(tmp_path / "set.jsonl", count=300)
     with open(path, "a", encoding="utf-8") as file:
         file.write('\n{"messages": []}\n')
+        file.write('{"messages": [{"role": "assistant", "content": "a"}]}\n' * 2)
     options = {"max_length": 29, "too_long": "drop"}  # some are dropped by workers, one by the reader
     alone = read(path, template, **options)
     assert sum(alone.account.dropped.values()) > 1
+    assert list(alone.account.noted.values()) == [1]
     together = read(path, template, workers=2, **options)
     assert contents(together) == contents(alone)
     assert together.account == alone.account

@@ -274,6 +274,7 @@ def test_the_report_counts_what_went_in_and_out_and_how_it_is_packed():
         account.drop("no message to train on", f"chat.jsonl:{line}")
     account.drop("of two\x1b[0m lines", "chat.jsonl:9")
     account.alter("truncated")
+    account.note("the same id", "chat.jsonl:7")
     account.use("prefix")
     dataset = make_set([sequence_of([7] * 31, [0.0] * 21 + [1.0] * 10)] * 4, account)
     loader = make_loader(dataset, batch_size=3)
@@ -281,11 +282,11 @@ def test_the_report_counts_what_went_in_and_out_and_how_it_is_packed():
     lines = report.split("\n")
     assert lines[0].startswith("── validation ──")
     for line in [
-        "read 9, kept 4, dropped 4",
+        "read 9, kept 4, dropped 4; trained spans found by prefix (1)",
         "  dropped 3: no message to train on (first: chat.jsonl:3, chat.jsonl:5, chat.jsonl:8)",
         "  dropped 1: of two␛[0m lines (first: chat.jsonl:9)",
         "  altered 1: truncated",
-        "  trained spans found by prefix (1)",
+        "  noted 1: the same id (first: chat.jsonl:7)",
         "tokens     120",
         "trained    40 (33.3% of the tokens)",
         "epoch      2 rows = 1 step of 3 rows",
@@ -295,6 +296,13 @@ def test_the_report_counts_what_went_in_and_out_and_how_it_is_packed():
     ]:
         assert line in lines, line
     assert max(map(len, lines[6:])) <= 80
+
+
+def test_an_account_without_anything_to_look_at_is_one_line():
+    account = Account(read=4, kept=4)
+    for method in ("prefix", "turns", "prefix", "prefix"):
+        account.use(method)
+    assert account.lines() == ["read 4, kept 4, dropped 0; trained spans found by prefix (3), turns (1)"]
 
 
 def test_a_bar_is_as_long_as_its_count():

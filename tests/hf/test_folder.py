@@ -73,6 +73,9 @@ def test_a_broken_index_is_named(tmp_path: pathlib.Path):
     (tmp_path / "m" / "model.safetensors.index.json").write_text('{"weight_map": ')
     with pytest.raises(ValueError, match=r"index\.json: is not an index of safetensors"):
         resolve(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"index\.json: is not an index of safetensors"):
+        resolve(tmp_path / "m")
 
 
 def test_the_copy_of_another_format_is_not_read(tmp_path: pathlib.Path):
@@ -134,6 +137,23 @@ def test_each_refusal_of_the_hub_has_its_sentence(monkeypatch, error: type[Excep
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=said):
         resolve("org/name", revision="v9")
+
+
+def test_a_folder_that_reads_like_a_hub_id_names_its_neighbour(tmp_path: pathlib.Path, monkeypatch):
+    def refuse(*_, **__):
+        raise errors.RepositoryNotFoundError("no", response=SimpleNamespace(headers={}, request=None))
+
+    write_folder(tmp_path / "w1" / "export")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match=r"w1/exprot: is neither a folder .*; did you mean w1/export\?$"):
+        resolve("w1/exprot")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"w1/exprot: is no folder here.*; did you mean w1/export\?$"):
+        resolve("w1/exprot")
 
 
 def test_a_download_without_safetensors_is_refused(tmp_path: pathlib.Path, monkeypatch):

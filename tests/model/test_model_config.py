@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_sft.model.config import LinearRope, Llama3Rope, ModelConfig
-from jax_sft.model.decoder import abstract_params, random_params
+from jax_sft.model.decoder import abstract_params, build, random_params
 from tests.model.llama_cases import BASE, CASES, LLAMA3_ROPE, config_of, hf_config
 
 SMOLLM2 = {
@@ -132,11 +132,47 @@ def test_what_config_json_leaves_out_is_filled_in_as_transformers_does():
         ),
         ("num_key_value_heads", 3, "num_attention_heads = 4 must be a multiple of num_key_value_heads = 3"),
         ("head_dim", 5, "head_dim = 5 must be even"),
-        ("vocab_size", 0, "vocab_size = 0 must be at least 1"),
+        ("vocab_size", 0, "vocab_size = 0 must be a whole number of at least 1"),
     ],
 )
 def test_what_is_not_modelled_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=said):
+        ModelConfig.from_hf(BASE | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("hidden_size", "32", "hidden_size = '32' must be a whole number of at least 1, without quotes"),
+        ("hidden_size", 32.5, "hidden_size = 32.5 must be a whole number"),
+        ("num_hidden_layers", True, "num_hidden_layers = True must be a whole number"),
+        ("num_attention_heads", 0, "num_attention_heads = 0 must be a whole number of at least 1"),
+        ("head_dim", "4", "head_dim = '4' must be a whole number"),
+        ("max_position_embeddings", "512", "max_position_embeddings = '512' must be a whole number"),
+        ("rms_norm_eps", "1e-5", "rms_norm_eps = '1e-5' must be a number above 0, without quotes"),
+        ("rms_norm_eps", math.nan, "rms_norm_eps = nan must be a number above 0"),
+        ("rope_theta", 0, "rope_theta = 0 must be a number above 0"),
+        ("rope_theta", "high", "rope_theta = 'high' must be a number above 0"),
+        ("tie_word_embeddings", "false", "tie_word_embeddings = 'false' must be true or false, without quotes"),
+        ("hidden_act", ["silu"], r"hidden_act = \['silu'\] is not one of"),
+        ("architectures", [["x"]], "architectures = .* is not modelled"),
+        ("rope_scaling", "linear", "rope_scaling = 'linear' must be an object like .*linear"),
+        ("rope_parameters", [1], r"rope_parameters = \[1\] must be an object like"),
+        ("rope_parameters", {"rope_theta": "1e4"}, "rope_theta = '1e4' in rope_parameters or rope_scaling must be"),
+        (
+            "rope_scaling",
+            {"type": ["linear"], "factor": 2.0},
+            r"rope_scaling: rope_type = \['linear'\] is not modelled",
+        ),
+        (
+            "rope_scaling",
+            {"type": "linear", "factor": math.nan},
+            "rope_scaling: factor missing, unknown or not a number above 0",
+        ),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_refused_by_name(field, value, said):
+    with pytest.raises(ValueError, match=f"config.json cannot be followed exactly:\n  {said}"):
         ModelConfig.from_hf(BASE | {field: value})
 
 
@@ -163,6 +199,12 @@ def test_shapes_are_those_of_the_parameters(case):
 def test_abstract_params_take_a_dtype():
     leaves = jax.tree.leaves(abstract_params(config_of("untied"), dtype="bfloat16"))
     assert {leaf.dtype for leaf in leaves} == {np.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float64", "int8", None])
+def test_a_dtype_that_is_none_of_ours_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"dtype = {dtype!r} is not one of float32, bfloat16, float16; name one"):
+        build(config_of("base"), dtype=dtype, attention="xla")
 
 
 def test_random_params_come_from_the_seed():
