@@ -127,6 +127,8 @@ def export_model(
     `dtype` None keeps the one that the model's config.json names.
     """
     base = load_pretrained(source, revision=revision)
-    dtype = dtype or base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
+    stored = base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
     params = load_params(base, shardings=shard_params(abstract_params(base.config), make_mesh(MeshConfig())))
-    write_export(base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts={"rewritten from": source})
+    write_export(
+        base, params, out, dtype=dtype or stored, max_shard_size=max_shard_size, facts={"rewritten from": source}
+    )

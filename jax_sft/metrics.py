@@ -119,7 +119,9 @@ def _keep_steps_until(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    *lines, _torn = path.read_text(encoding="utf-8").split("\n")  # an answer may hold U+2028: only \n ends a line
+    *lines, _torn = (
+        path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    )  # an answer may hold U+2028: only \n ends a line
     for line in lines:
         try:
             if json.loads(line)["step"] <= step:

@@ -103,7 +103,8 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
     except OSError as error:
         raise ValueError(f"{workdir}: cannot be made a workdir ({error.strerror}); name another folder") from error
     check_shard_size(config.export.max_shard_size)
-    check_destination(workdir / "export")
+    if jax.process_index() == 0:
+        check_destination(workdir / "export")
     with _Signals() as signals:
         try:
             return _train(config, workdir, command, signals)

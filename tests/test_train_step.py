@@ -360,16 +360,19 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_step(accumulation):
     assert not np.array_equal(state.params["embed_VD"], before.params["embed_VD"])
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_even_if_the_loss_is():
-    # A norm's scale of 0 over states of 0: the loss is finite, the gradient of rsqrt(0 + 0) is not.
-    model = ModelConfig(**{**vars(MODEL), "norm_eps": 0.0})
-    run = run_of(model=model)
-    params = params_of(model)
-    params["embed_VD"][:] = 0
-    params["final_norm_D"][:] = 0
-    batch = jax.tree.map(jnp.asarray, uneven_batch())
+def test_a_gradient_that_overflows_changes_nothing_even_if_the_loss_is_finite():
+    run = run_of()
+    params = params_of()
+    params["embed_VD"] *= np.float32(1e-3)
+    params["blocks"]["o_LNHD"] *= np.float32(0)
+    params["blocks"]["down_LFD"] *= np.float32(0)
+    params["final_norm_D"] *= np.float32(1e3)  # undoes the small embedding, and divides by it again on the way back
+    batch = uneven_batch()
+    heavy = batch._replace(weights_BT=np.where(batch.weights_BT > 0, np.float32(2e35), np.float32(0)))
     before = jax.tree.map(np.array, params)
-    state, metrics = run.step(run.init(params), {}, run.put(batch))
+    state, metrics = run.step(run.init(params), {}, run.put(heavy))
+    assert np.isfinite(metrics.tally.loss.sum())
+    assert not np.isfinite(metrics.grad_norm)
     assert not metrics.finite
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
 
