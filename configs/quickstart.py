@@ -20,6 +20,7 @@ def get_config():
     config = jax_sft_config.default()
     config.model.path = smollm2_path()
     config.model.dtype = "float32"
+    config.model.chat_template = str(DEMO / "chatml.jinja")
     config.data.train = (str(DEMO / "train.jsonl"),)
     config.data.validation = (str(DEMO / "validation.jsonl"),)
     config.data.max_length = 512

@@ -59,7 +59,7 @@ run data --config configs/quickstart.py --show 2
 run train --config configs/quickstart.py --workdir "$workdir" ${small[@]+"${small[@]}"}
 
 # Reads the folder back and asks both models the same.
-run eval --model "$workdir/export" --against "$model" --data "$validation" "${asked[@]}" \
+run eval --model "$workdir/export" --against "$model" --chat-template demo/chatml.jinja --data "$validation" "${asked[@]}" \
     --prompt 'Who are you?' --prompt '你是谁？' --out "$workdir/eval.json"
 
 echo
