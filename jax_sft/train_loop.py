@@ -98,13 +98,6 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         ValueError: anything a user can mend (data, config, model folder, a loss that is not finite).
         OSError: the workdir cannot be written; the last good checkpoint stays.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{workdir}: cannot be made a workdir ({error.strerror}); name another folder") from error
-    check_shard_size(config.export.max_shard_size)
-    if jax.process_index() == 0:
-        check_destination(workdir / "export")
     with _Signals() as signals:
         try:
             return _train(config, workdir, command, signals)
@@ -116,6 +109,13 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
 def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: "_Signals") -> Outcome:
     """Set up and run."""
     started = time.perf_counter()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{workdir}: cannot be made a workdir ({error.strerror}); name another folder") from error
+    check_shard_size(config.export.max_shard_size)
+    if jax.process_index() == 0:
+        check_destination(workdir / "export")
     mesh = make_mesh(config.mesh)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
     template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
