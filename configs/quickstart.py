@@ -3,8 +3,8 @@
 Purpose: the whole road in minutes: a GGUF file in, full fine-tuning on the project's own conversations (English and
 Chinese), a Hugging Face folder out, and the difference shown.
 Hardware: 2 CPU cores, 6 GB of memory, no accelerator.
-Time: see BENCHMARKS.md.
-Expected result: validation loss at least 15 % under the untrained model's; answers in the new name and formats.
+Time: 17 minutes of processor time, so about 9 minutes on two idle cores (BENCHMARKS.md).
+Expected result: validation loss 2.27 to 1.68, 26 % lower; answers shorter and in the formats of the data.
 Command: jax-sft train --config configs/quickstart.py --workdir runs/quickstart
 """
 
