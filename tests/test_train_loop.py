@@ -168,17 +168,19 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_if_the_config_says_so
     assert [m["grad_norm"] is None for m in metrics(folder / "skip")] == [False] + [True] * 5
 
 
-def test_sigterm_saves_leaves_with_75_and_the_next_start_ends_bit_for_bit_the_same(folder, whole_alone):
-    workdir = folder / "terminated"
-    process = start(folder, workdir)
+def test_sigterm_saves_leaves_with_75_and_the_next_start_ends_bit_for_bit_the_same(folder):
+    long = ("train.steps=80", "checkpoint.every_steps=1000", "data.validation=()")  # so that the signal comes within
+    workdir, uninterrupted = folder / "terminated", folder / "long"
+    finish(start(folder, uninterrupted, *long))
+    process = start(folder, workdir, *long)
     wait_for(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 1, process, "the first step")
     process.send_signal(signal.SIGTERM)
     output = finish(process, status=75)
     assert "stopping: saving after this step" in output
     done = len(losses(workdir))
-    assert 1 <= done < 6
-    assert f"resuming from step {done} of 6" in finish(start(folder, workdir))
-    assert_same_run(workdir, whole_alone)
+    assert 1 <= done < 80
+    assert f"resuming from step {done} of 80" in finish(start(folder, workdir, *long))
+    assert_same_run(workdir, uninterrupted)
 
 
 def test_a_signal_in_the_last_step_saves_at_once_and_leaves_the_evaluation_to_the_next_start(folder, monkeypatch):
