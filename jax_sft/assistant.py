@@ -18,9 +18,9 @@ from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import Answer, Messages, answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
-from jax_sft.hf.load import Pretrained, load_params, load_pretrained
-from jax_sft.model.decoder import abstract_params, build
-from jax_sft.sharding import batch_shards, make_mesh, shard_params
+from jax_sft.hf.load import Pretrained, load_model
+from jax_sft.model.decoder import build
+from jax_sft.sharding import batch_shards, make_mesh
 from jax_sft.train_step import make_eval_step
 
 
@@ -107,9 +107,7 @@ def load_assistant(
     path: str, *, revision: str | None = None, dtype: str = "float32", chat_template: str | None = None
 ) -> Assistant:
     """Load a model onto this host's devices, computing in `dtype`; rows and weights are spread over all of them."""
-    base = load_pretrained(path, revision=revision, chat_template=chat_template)
     mesh = make_mesh(MeshConfig())
+    base = load_model(path, revision=revision, mesh=mesh, chat_template=chat_template)
     graphdef = build(base.config, dtype=dtype, attention="auto")
-    params = load_params(base, shardings=shard_params(abstract_params(base.config), mesh))
-    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
-    return Assistant(base=base, template=template, graphdef=graphdef, params=params, mesh=mesh)
+    return Assistant(base=base, template=base.template, graphdef=graphdef, params=base.params, mesh=mesh)

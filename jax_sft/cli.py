@@ -214,18 +214,16 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
-    from jax_sft.data.chat import ChatTemplate
     from jax_sft.data.dataset import dump, tokenize
     from jax_sft.data.loader import Loader
     from jax_sft.hf.load import load_pretrained
 
     base = load_pretrained(run.model.path, revision=run.model.revision, chat_template=run.model.chat_template)
-    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     for name, paths in (("train", run.data.train), ("validation", run.data.validation)):
         if not paths:
             continue
-        dataset = tokenize(run.data, paths, template, cache_dir=cache)
+        dataset = tokenize(run.data, paths, base.template, cache_dir=cache)
         loader = Loader(
             dataset,
             batch_size=run.train.batch_size,

@@ -12,9 +12,8 @@ import jax
 
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import MeshConfig, RunConfig, from_config_dict
-from jax_sft.data.chat import ChatTemplate
 from jax_sft.evaluate.losses import Losses
-from jax_sft.hf.load import Pretrained, load_params, load_pretrained
+from jax_sft.hf.load import Pretrained, load_model, load_pretrained
 from jax_sft.hf.save import save_model
 from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import make_mesh, shard_params
@@ -30,7 +29,6 @@ def write_export(
     facts: dict[str, Any],
 ) -> pathlib.Path:
     """Write the folder; `facts` go into its model card."""
-    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
     save_model(
         out,
         config=base.config,
@@ -39,7 +37,7 @@ def write_export(
         hf_config=base.hf_config,
         generation_config=base.generation_config,
         chat_template=base.chat_template,
-        stop_ids=template.stop_ids,
+        stop_ids=base.template.stop_ids,
         dtype=dtype,
         max_shard_size=max_shard_size,
         facts=facts,
@@ -126,9 +124,8 @@ def export_model(
 
     `dtype` None keeps the one that the model's config.json names.
     """
-    base = load_pretrained(source, revision=revision)
+    base = load_model(source, revision=revision, mesh=make_mesh(MeshConfig()))
     stored = base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
-    params = load_params(base, shardings=shard_params(abstract_params(base.config), make_mesh(MeshConfig())))
     write_export(
-        base, params, out, dtype=dtype or stored, max_shard_size=max_shard_size, facts={"rewritten from": source}
+        base, base.params, out, dtype=dtype or stored, max_shard_size=max_shard_size, facts={"rewritten from": source}
     )

@@ -80,7 +80,6 @@ class _Run:
     workdir: pathlib.Path
     mesh: Mesh
     base: Pretrained
-    template: ChatTemplate
     graphdef: Any
     sources: tuple[str, ...]
     loader: Loader
@@ -118,8 +117,7 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: "_Si
         check_destination(workdir / "export")
     mesh = make_mesh(config.mesh)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
-    template = ChatTemplate(base.tokenizer, template=base.chat_template, stop_ids=base.stop_ids)
-    train_set, validation_set = load_sets(config, template, workdir, max_positions=base.config.max_positions)
+    train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = _training_loader(config, train_set, sources)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
@@ -147,7 +145,6 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: "_Si
             workdir=workdir,
             mesh=mesh,
             base=base,
-            template=template,
             graphdef=graphdef,
             sources=sources,
             loader=loader,
@@ -487,7 +484,7 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | N
         answers = answer(
             run.graphdef,
             params,
-            template=run.template,
+            template=run.base.template,
             conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
             max_new_tokens=run.config.evaluate.max_new_tokens,
             sampling=Sampling(),

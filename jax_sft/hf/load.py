@@ -6,6 +6,7 @@ Each device's part is read, cast and sent on its own: the host never holds more 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from jax_sft.data.chat import ChatTemplate
 from jax_sft.hf import gguf, names, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
@@ -61,6 +63,11 @@ class Pretrained:
     hf_config: dict[str, Any]
     generation_config: dict[str, Any]
     params: dict[str, Any] | None  # None where only the files were read
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """Its tokenizer and chat template in one, with its stop ids."""
+        return ChatTemplate(self.tokenizer, template=self.chat_template, stop_ids=self.stop_ids)
 
 
 def load_model(
