@@ -3,8 +3,9 @@
 Purpose: the whole road in minutes: a GGUF file in, full fine-tuning on the project's own conversations (English and
 Chinese), a Hugging Face folder out, and the difference shown.
 Hardware: 2 CPU cores, 6 GB of memory, no accelerator.
-Time: 17 minutes of processor time, so about 9 minutes on two idle cores (BENCHMARKS.md).
-Expected result: validation loss 2.27 to 1.68, 26 % lower; answers shorter and in the formats of the data.
+Time: 7 minutes on two idle cores, evaluations and export included (BENCHMARKS.md).
+Expected result: validation loss 2.27 to 1.76, 22 % lower; it says that it is Wren, in English and Chinese, and answers
+shortly and in the formats of the data. What a model of this size does not know, it still does not know.
 Command: jax-sft train --config configs/quickstart.py --workdir runs/quickstart
 """
 
@@ -24,11 +25,10 @@ def get_config():
     config.data.train = (str(DEMO / "train.jsonl"),)
     config.data.validation = (str(DEMO / "validation.jsonl"),)
     config.data.max_length = 512
-    config.train.batch_size = 4
-    config.train.accumulation = 2
-    config.train.epochs = 1.0
-    config.optim.lr = 2e-4
-    config.optim.warmup_steps = 3
+    config.train.batch_size = 2
+    config.train.steps = 36
+    config.optim.lr = 5e-4  # small models take high rates; SmolLM2-135M-Instruct itself was fine-tuned at 1e-3
+    config.optim.warmup_steps = 4
     config.evaluate.prompts = (
         "Who are you?",
         "What is the capital of Australia, and what is it known for?",
@@ -36,7 +36,7 @@ def get_config():
         "你是谁？",
         "Is this review positive or negative? Answer with one word.\nThe soup was cold and the waiter forgot us twice.",
     )
-    config.checkpoint.every_steps = 16
+    config.checkpoint.every_steps = 18
     config.checkpoint.keep = 1
     return config
 

@@ -214,7 +214,7 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
-    from jax_sft.data.dataset import dump, tokenize
+    from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.loader import Loader
     from jax_sft.hf.load import load_pretrained
 
@@ -224,6 +224,7 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
         if not paths:
             continue
         dataset = tokenize(run.data, paths, base.template, cache_dir=cache)
+        check_context(dataset, base.config.max_positions, name=f"data.{name}")
         loader = Loader(
             dataset,
             batch_size=run.train.batch_size,

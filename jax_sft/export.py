@@ -4,17 +4,17 @@ In: parameters and the base they came from. Out: a folder that transformers load
 ones that were trained.
 """
 
-import json
 import pathlib
 from typing import Any
 
 import jax
 
 from jax_sft.checkpoint import Checkpoints
-from jax_sft.config import MeshConfig, RunConfig, from_config_dict
+from jax_sft.config import MeshConfig, RunConfig
 from jax_sft.evaluate.losses import Losses
 from jax_sft.hf.load import Pretrained, load_model, load_pretrained
 from jax_sft.hf.save import save_model
+from jax_sft.manifest import read_config
 from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import make_mesh, shard_params
 
@@ -72,7 +72,7 @@ def export_workdir(
     Raises:
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
     """
-    config = _config_of(workdir)
+    config = read_config(workdir)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
     mesh = make_mesh(MeshConfig())
     shape = abstract_params(base.config)
@@ -94,22 +94,6 @@ def export_workdir(
         facts=facts,
     )
     return found
-
-
-def _config_of(workdir: pathlib.Path) -> RunConfig:
-    path = workdir / "manifest.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{workdir}: holds no manifest.json, so it is no workdir of a run; name the folder given to --workdir"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); start `jax-sft train` on this workdir once more, "
-            "which writes it anew"
-        ) from error
-    return from_config_dict(config)
 
 
 def export_model(

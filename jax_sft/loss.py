@@ -73,22 +73,6 @@ def at_predicted(h_BTD: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, 
     return constrain(h_BPD, "BPD"), take(batch.targets_BT), take(batch.weights_BT), take(batch.sources_BT)
 
 
-def tally(
-    h_BPD: jax.Array,
-    head_VD: jax.Array,
-    targets_BP: jax.Array,
-    weights_BP: jax.Array,
-    sources_BP: jax.Array,
-    *,
-    num_sources: int,
-    chunk_tokens: int,
-) -> Tally:
-    """The Tally alone, for evaluation; see `loss_and_tally`."""
-    return loss_and_tally(
-        h_BPD, head_VD, targets_BP, weights_BP, sources_BP, num_sources=num_sources, chunk_tokens=chunk_tokens
-    )[1]
-
-
 def loss_and_tally(
     h_BPD: jax.Array,
     head_VD: jax.Array,

@@ -1,4 +1,4 @@
-"""Where numbers go: progress bar, metrics.jsonl, TensorBoard, W&B; and how throughput and MFU are computed.
+"""Where numbers go: metrics.jsonl, samples.jsonl, TensorBoard, W&B; and the peak FLOP/s that MFU is measured by.
 
 In: a step number and a flat dict of floats. Out: files in the workdir. Only the first process writes.
 MFU = algorithmic FLOPs of the step (no recomputation, no padding, no masked position) / (seconds x peak FLOP/s of all

@@ -4,20 +4,13 @@ In: a RunConfig and a workdir. Out: the workdir's files (manifest, metrics, samp
 Called again on the same workdir, it goes on where the last good checkpoint left off.
 """
 
-import collections
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
-import json
 import logging
 import math
-import os
 import pathlib
-import platform
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +21,7 @@ from tqdm import tqdm
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig
 from jax_sft.data.chat import ChatTemplate
-from jax_sft.data.dataset import TokenizedSet, tokenize
+from jax_sft.data.dataset import TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
@@ -36,10 +29,13 @@ from jax_sft.export import training_facts, write_export
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_params, load_pretrained
 from jax_sft.hf.save import check_destination, check_shard_size
-from jax_sft.metrics import Metrics, peak_flops
+from jax_sft.manifest import write_manifest
+from jax_sft.metrics import Metrics
 from jax_sft.model.decoder import abstract_params, build
 from jax_sft.optim import optimizer, schedule
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
+from jax_sft.signals import Signals, StoppedError
+from jax_sft.step_log import StepLog
 from jax_sft.train_step import (
     StepMetrics,
     TrainState,
@@ -52,9 +48,6 @@ from jax_sft.train_step import (
 
 _log = logging.getLogger(__name__)
 
-_SPEED_STEPS = 20  # speed is an average over this many steps
-_VERSIONS_OF = ("jax-sft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -66,10 +59,6 @@ class Outcome:
     export: pathlib.Path | None
     before: Losses | None  # validation, untrained model
     after: Losses | None
-
-
-class NonFiniteLossError(ValueError):
-    """A loss or gradient was not a number; the message names the rows of the batch."""
 
 
 @dataclasses.dataclass
@@ -97,15 +86,15 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         ValueError: anything a user can mend (data, config, model folder, a loss that is not finite).
         OSError: the workdir cannot be written; the last good checkpoint stays.
     """
-    with _Signals() as signals:
+    with Signals() as signals:
         try:
             return _train(config, workdir, command, signals)
-        except _StoppedError:
+        except StoppedError:
             _log.info("stopped between checkpoints; what is saved stays, run the same command again to go on")
             return Outcome(False, 0, workdir, None, None, None)
 
 
-def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: "_Signals") -> Outcome:
+def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: Signals) -> Outcome:
     """Set up and run."""
     started = time.perf_counter()
     try:
@@ -164,7 +153,15 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: "_Si
             ),
             lr_at=schedule(config.optim, loader.total_steps),
         )
-        _write_manifest(run, train_set, validation_set, start_step, command)
+        if jax.process_index() == 0:
+            write_manifest(
+                workdir,
+                config=config,
+                sets={"train": train_set, "validation": validation_set},
+                total_steps=loader.total_steps,
+                start_step=start_step,
+                command=command,
+            )
         metrics = Metrics(
             workdir,
             start_step=None if restored is None else start_step,
@@ -190,21 +187,6 @@ def load_sets(
                 _log.info("%s: %s", name, line)
         sets.append(found)
     return sets[0], sets[1]
-
-
-def check_context(found: TokenizedSet, max_positions: int, *, name: str) -> None:
-    """Refuse conversations longer than the model was made for.
-
-    Raises:
-        ValueError: with the longest and the model's number of positions.
-    """
-    longest = int(found.lengths_N.max())
-    if longest > max_positions:
-        where = found.ids[int(found.lengths_N.argmax())]
-        raise ValueError(
-            f"{name}: {where} has {longest} tokens, but the model has {max_positions} positions "
-            f"(max_position_embeddings); set data.max_length to {max_positions} or less"
-        )
 
 
 def _training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
@@ -293,14 +275,22 @@ def _steps(
     rows: np.ndarray,
     start_step: int,
     progress: _Progress,
-    signals: "_Signals",
+    signals: Signals,
     started: float,
 ) -> Outcome:
     """The loop itself."""
     config, total = run.config, run.loader.total_steps
     if start_step in (0, progress.owed_step):
         progress.evaluate(run, state.params, metrics, start_step)
-    logger = _StepLogger(run, metrics, started)
+    log = StepLog(
+        metrics,
+        loader=run.loader,
+        model=run.base.config,
+        lr_at=run.lr_at,
+        every_steps=config.log.every_steps,
+        nonfinite=config.train.nonfinite,
+        started=started,
+    )
     done, stop = start_step, False
     bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=jax.process_index() > 0, smoothing=0.1)
     with signals.collected(), bar:
@@ -315,16 +305,16 @@ def _steps(
             state, measured = run.train_step(state, {}, placed)
             done = step + 1
             # Step n runs on the device while the numbers of step n - 1 are read: the device never waits for the host.
-            progress.skipped_steps += logger.finish_pending(bar)
-            logger.pend(step, measured)
+            progress.skipped_steps += log.finish_pending(bar)
+            log.pend(step, measured)
 
             stop = signals.received or run.checkpoints.reached_preemption(done)
             evaluate_now = done == total or _is_due(done, config.evaluate.every_steps)
             save_now = stop or done == total or _is_due(done, config.checkpoint.every_steps)
             if not (evaluate_now or save_now):
                 continue
-            progress.skipped_steps += logger.finish_pending(bar)
-            with logger.paused():
+            progress.skipped_steps += log.finish_pending(bar)
+            with log.paused():
                 best_loss = None
                 if evaluate_now and stop:  # there may be seconds left: save, and evaluate at the next start
                     progress.owed_step = done
@@ -355,110 +345,6 @@ def _steps(
 
 def _is_due(step: int, every_steps: int | None) -> bool:
     return bool(every_steps) and step % every_steps == 0
-
-
-class _StepLogger:
-    """Reads a step's numbers one step late and turns them into a log line."""
-
-    def __init__(self, run: _Run, metrics: Metrics, started: float) -> None:
-        self._run = run
-        self._metrics = metrics
-        self._started = started
-        self._pending: tuple[int, StepMetrics] | None = None
-        self._peak, source = peak_flops()
-        self._paused = 0.0  # seconds of evaluations and saves, which are no training
-        # Clock and running sums after each of the last steps. Speed is measured over all of them: a single interval
-        # between two readings may be zero, since a step can be finished long before its numbers are read.
-        self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
-        _log.info(
-            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens + 6 x layers x heads x head width x "
-            "sum of squared lengths) / seconds / %.3g FLOP/s (%s)",
-            self._peak,
-            source,
-        )
-
-    def pend(self, step: int, measured: StepMetrics) -> None:
-        """Keep the numbers of a step that was just sent to the device."""
-        self._pending = (step, measured)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time spent inside out of the speed."""
-        start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
-
-    def finish_pending(self, bar: tqdm) -> int:
-        """Wait for the kept step and log it. Returns 1 if the step was skipped, else 0.
-
-        Raises:
-            NonFiniteLossError: it was not finite and `train.nonfinite` says stop.
-        """
-        if self._pending is None:
-            return 0
-        (step, measured), self._pending = self._pending, None
-        tally, grad_norm, finite = jax.device_get((measured.tally, measured.grad_norm, measured.finite))
-        run, done = self._run, step + 1
-        weight = float(np.sum(tally.weight, dtype=np.float64))
-        values = {
-            "loss": float(np.sum(tally.loss, dtype=np.float64)) / weight if weight else math.nan,
-            "accuracy": float(np.sum(tally.correct, dtype=np.float64)) / weight if weight else math.nan,
-            "lr": float(run.lr_at(step)),
-            "grad_norm": float(grad_norm),
-            "epoch": run.loader.epoch_of(done),
-        }
-        if not self._marks:
-            values["seconds_to_first_step"] = time.perf_counter() - self._started
-        values |= self._speed(run.loader.lengths(step).astype(np.int64), int(np.sum(tally.tokens)))
-        bar.update()
-        shown = {"loss": "loss={:.4f}", "lr": "lr={:.2e}", "grad_norm": "grad={:.2f}", "tokens_per_s": "tok/s={:.0f}"}
-        shown |= {"trained_tokens_per_s": "trained/s={:.0f}", "padding_share": "pad={:.1%}", "mfu": "mfu={:.1%}"}
-        bar.set_postfix_str(" ".join(text.format(values[key]) for key, text in shown.items() if key in values))
-        if done % run.config.log.every_steps == 0 or done == run.loader.total_steps or not finite:
-            self._metrics.write(done, values)
-        if not finite:
-            self._report_nonfinite(step)
-        return 0 if finite else 1
-
-    def _speed(self, lengths: np.ndarray, trained: int) -> dict[str, float]:
-        """Tokens per second, padding and MFU over the last steps; the first compiles, the second is read too soon."""
-        run = self._run
-        flops = run.base.config.train_flops(
-            tokens=int(lengths.sum()), predicted_tokens=trained, squared_lengths=int((lengths**2).sum())
-        )
-        sums = {
-            "tokens": float(lengths.sum()),
-            "trained": float(trained),
-            "positions": float(run.loader.batch_size * run.loader.max_length),
-            "flops": float(flops),
-            "steps": 1.0,
-        }
-        before = self._marks[-1] if self._marks else dict.fromkeys(sums, 0.0)
-        mark = {key: before[key] + value for key, value in sums.items()}
-        mark["seconds"] = time.perf_counter() - self._paused
-        self._marks.append(mark)
-        if len(self._marks) < 3:
-            return {"padding_share": 1 - sums["tokens"] / sums["positions"]}
-        done = {key: mark[key] - self._marks[0][key] for key in mark}
-        return {
-            "padding_share": 1 - done["tokens"] / done["positions"],
-            "tokens_per_s": done["tokens"] / done["seconds"],
-            "trained_tokens_per_s": done["trained"] / done["seconds"],
-            "mfu": done["flops"] / done["seconds"] / self._peak,
-            "seconds_per_step": done["seconds"] / done["steps"],
-        }
-
-    def _report_nonfinite(self, step: int) -> None:
-        ids = self._run.loader.ids(step)
-        shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
-        message = (
-            f"step {step + 1}: the loss or its gradient is not finite; the weights were left as they were. Rows of the "
-            f"batch: {shown}. Look at them with `jax-sft data --dump`. To leave such steps out, go on here with "
-            "--config.train.nonfinite=skip; or correct the data or lower optim.lr, and begin in a new workdir"
-        )
-        if self._run.config.train.nonfinite == "stop":
-            raise NonFiniteLossError(message)
-        _log.warning(message)
 
 
 def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | None:
@@ -497,95 +383,6 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | N
         for sample in samples:
             _say(f"  > {sample['prompt']}\n    {sample['answer']}{'' if sample['stopped'] else ' …'}")
     return losses
-
-
-def _write_manifest(
-    run: _Run, train_set: TokenizedSet, validation_set: TokenizedSet | None, start_step: int, command: str
-) -> None:
-    """Config, versions, data hashes, seed and command; each start of the run adds a line to `starts`."""
-    if jax.process_index() != 0:
-        return
-    path = run.workdir / "manifest.json"
-    starts = []
-    if path.exists():
-        try:
-            starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-        except (ValueError, KeyError, TypeError):
-            _log.warning("%s is damaged; it is written anew, without the earlier starts", path)
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONS_OF:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = {
-        "command": command,
-        "seed": run.config.seed,
-        "config": run.config.to_dict(),
-        "data": {
-            "train": train_set.fingerprint,
-            "validation": validation_set.fingerprint if validation_set else None,
-            "accounts": {
-                name: dataclasses.asdict(found.account)
-                for name, found in (("train", train_set), ("validation", validation_set))
-                if found is not None
-            },
-        },
-        "versions": versions,
-        "devices": [str(d.device_kind) for d in jax.devices()],
-        "processes": jax.process_count(),
-        "total_steps": run.loader.total_steps,
-        "starts": [*starts, {"at": now, "from_step": start_step, "command": command}],
-    }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-class _StoppedError(BaseException):
-    """A signal came where there is nothing to save; like KeyboardInterrupt, no library may swallow it."""
-
-
-class _Signals:
-    """SIGINT and SIGTERM: inside `collected()` they wait for the end of the step, elsewhere they stop the run at once.
-
-    Under jax.distributed JAX listens to SIGTERM and lets all processes agree on a step; SIGINT is passed on as one.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self._collects = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        together = jax.distributed.is_initialized()
-        with contextlib.suppress(ValueError):  # not the main thread: the host program keeps its own handlers
-            for number in (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._pass_on if together else self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def collected(self) -> Iterator[None]:
-        self._collects = True
-        try:
-            yield
-        finally:
-            self._collects = False
-
-    def _on_signal(self, number: int, _: Any) -> None:
-        if not self._collects:
-            raise _StoppedError
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-        _say("\nstopping: saving after this step (Ctrl-C again ends at once)")
-
-    def _pass_on(self, number: int, _: Any) -> None:
-        del number
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say(text: str) -> None:

@@ -31,8 +31,7 @@ if [[ $is_smoke ]]; then
     mkdir -p "$workdir"
     head -n 10 demo/validation.jsonl >"$validation"
     asked=(--answers 2 --max-new-tokens 16)
-    small=(--config.train.epochs=None --config.train.steps=3 --config.optim.warmup_steps=1
-        --config.train.batch_size=2 --config.train.accumulation=1
+    small=(--config.train.steps=3 --config.optim.warmup_steps=1
         --config.data.validation="$validation" --config.evaluate.max_new_tokens=16)
 fi
 workdir=${workdir:-runs/quickstart}

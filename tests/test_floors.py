@@ -26,6 +26,9 @@ FLOORS = {
         "evaluate",
         "report",
         "metrics",
+        "step_log",
+        "manifest",
+        "signals",
     },  # the verbs
     3: {"train_loop", "export", "assistant"},  # the story: side effects
     4: {"cli", "__main__", "__init__"},  # the doors
@@ -38,6 +41,7 @@ SIDEWAYS = {
     "train_step": {"loss"},
     "checkpoint": {"seal"},
     "evaluate": {"generate", "loss"},
+    "step_log": {"metrics", "train_step"},
     "train_loop": {"export"},
     "__main__": {"cli"},
 }

@@ -9,7 +9,7 @@ import pytest
 
 from jax_sft.batch import Batch
 from jax_sft.config import MeshConfig
-from jax_sft.loss import Tally, at_predicted, loss_and_tally, tally
+from jax_sft.loss import Tally, at_predicted, loss_and_tally
 from jax_sft.sharding import batch_sharding, make_mesh, replicated, weight_spec
 
 B, P, D, V = 8, 12, 16, 64
@@ -175,7 +175,7 @@ def test_only_predicted_positions_get_a_hidden_state_and_a_gradient():
 
 def test_a_model_without_an_opinion_is_not_always_right(data):
     _, head_VD, targets_BP, weights_BP, sources_BP = map(jnp.asarray, data)
-    flat = tally(
+    _, flat = loss_and_tally(
         jnp.zeros((B, P, D)), head_VD, targets_BP, weights_BP, sources_BP, num_sources=NUM_SOURCES, chunk_tokens=32
     )
     assert flat.correct.sum() < 0.2 * flat.weight.sum()
@@ -206,7 +206,7 @@ def test_differentiating_a_tally_is_an_error_and_not_a_zero(data):
     h_BPD, head_VD, *rest = map(jnp.asarray, data)
 
     def wrong(h_BPD):
-        return tally(h_BPD, head_VD, *rest, num_sources=NUM_SOURCES, chunk_tokens=32).loss.sum()
+        return loss_and_tally(h_BPD, head_VD, *rest, num_sources=NUM_SOURCES, chunk_tokens=32)[1].loss.sum()
 
     with pytest.raises(TypeError, match="a Tally has no gradient"):
         jax.grad(wrong)(h_BPD)

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_sft.train_loop import NonFiniteLossError, _Signals, train
+from jax_sft.signals import Signals
+from jax_sft.step_log import NonFiniteLossError
+from jax_sft.train_loop import train
 from tests.tiny import run_config, write_conversations
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -32,7 +34,7 @@ sys.exit(0 if outcome.finished else 75)
 """
 
 
-class Signalled(_Signals):
+class Signalled(Signals):
     """A signal came during the first step."""
 
     def __init__(self):
@@ -186,7 +188,7 @@ def test_sigterm_saves_leaves_with_75_and_the_next_start_ends_bit_for_bit_the_sa
 def test_a_signal_in_the_last_step_saves_at_once_and_leaves_the_evaluation_to_the_next_start(folder, monkeypatch):
     config, workdir = run_config(folder, "train.steps=1"), folder / "last"
     with monkeypatch.context() as patch:
-        patch.setattr("jax_sft.train_loop._Signals", Signalled)
+        patch.setattr("jax_sft.train_loop.Signals", Signalled)
         outcome = train(config, workdir, command="test")
     assert (outcome.finished, outcome.step, outcome.export) == (False, 1, None)
     assert [m["step"] for m in metrics(workdir) if "validation/loss" in m] == [0]
@@ -239,7 +241,7 @@ def test_dropped_rows_are_named_in_the_log_and_counted_in_the_manifest(folder, t
 def test_an_evaluation_that_a_signal_left_out_is_made_up_for_at_the_next_start(folder, tmp_path, monkeypatch):
     config = run_config(folder, "train.steps=2", "evaluate.every_steps=1")
     with monkeypatch.context() as patch:
-        patch.setattr("jax_sft.train_loop._Signals", Signalled)
+        patch.setattr("jax_sft.train_loop.Signals", Signalled)
         assert not train(config, tmp_path / "w", command="test").finished
     assert train(config, tmp_path / "w", command="test").finished
     assert [m["step"] for m in metrics(tmp_path / "w") if "validation/loss" in m] == [0, 1, 2]

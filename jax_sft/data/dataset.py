@@ -81,6 +81,21 @@ def tokenize(
         return load(home, in_memory=False)
 
 
+def check_context(found: TokenizedSet, max_positions: int, *, name: str) -> None:
+    """Refuse conversations longer than the model was made for.
+
+    Raises:
+        ValueError: with the longest and the model's number of positions.
+    """
+    longest = int(found.lengths_N.max())
+    if longest > max_positions:
+        where = found.ids[int(found.lengths_N.argmax())]
+        raise ValueError(
+            f"{name}: {where} has {longest} tokens, but the model has {max_positions} positions "
+            f"(max_position_embeddings); set data.max_length to {max_positions} or less"
+        )
+
+
 def dump(dataset: TokenizedSet, tokenizer: Any) -> Iterator[dict[str, Any]]:
     """Each sequence before packing, ready for JSON: `weights[i]` is the weight of predicting `tokens[i]`.
 

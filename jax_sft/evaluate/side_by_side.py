@@ -3,8 +3,8 @@
 In: what was measured of each model, by its name. Out: lines on stdout.
 """
 
+import re
 import shutil
-import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +14,8 @@ from jax_sft.data.conversation import Account
 from jax_sft.data.formats import read_conversations
 from jax_sft.evaluate.answers import Answer, Messages
 from jax_sft.evaluate.losses import Losses
+
+_PIECES = re.compile(r"\s+|[!-\u2fff]+|.")  # spaces, a word of a script that has spaces, or one character of another
 
 
 def conversations_of(paths: Sequence[str], *, config: DataConfig, count: int) -> list[list[dict[str, Any]]]:
@@ -89,15 +91,20 @@ def _fit(name: str, width: int) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns, broken between words or at a wide character; a longer word is cut."""
     lines = []
     for paragraph in text.expandtabs(4).splitlines() or [""]:
-        words = textwrap.wrap(paragraph, width, drop_whitespace=False) if paragraph.isascii() else [paragraph]
-        for piece in words or [""]:  # an empty line stays one
-            line = ""
-            for character in piece:
-                if _columns(line + character) > width:
-                    lines.append(line)
-                    line = ""
-                line += character
-            lines.append(line.rstrip() if paragraph.isascii() else line)
+        line = ""
+        for piece in _PIECES.findall(paragraph):
+            if _columns(line) + _columns(piece) <= width:
+                line += piece
+                continue
+            if line:
+                lines.append(line.rstrip())
+            line = "" if piece.isspace() else piece
+            while _columns(line) > width:
+                end = next(i for i in range(1, len(line) + 1) if _columns(line[: i + 1]) > width)
+                lines.append(line[:end])
+                line = line[end:]
+        lines.append(line.rstrip())  # an empty line stays one
     return lines

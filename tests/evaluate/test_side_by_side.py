@@ -53,6 +53,17 @@ def test_the_line_between_the_columns_stands_still(show, left, right):
     assert max(width_of(line) for line in lines) <= 63
 
 
+def test_lines_break_between_words_also_where_scripts_mix(show):
+    words = "the capital 首都 of Australia is Canberra and not 悉尼 Sydney"
+    lines = [line.rstrip() for line in left_column(show(words, "x"))]
+    assert lines == ["the capital 首都 of Australia", "is Canberra and not 悉尼", "Sydney"]
+
+
+def test_a_word_wider_than_the_column_is_cut_and_nothing_of_it_lost(show):
+    lines = [line.rstrip() for line in left_column(show("see " + "0123456789" * 7 + " end", "x"))]
+    assert lines == ["see", "0123456789" * 3, "0123456789" * 3, "0123456789 end"]
+
+
 def test_long_names_are_cut_at_the_front_to_the_width_of_their_column(show):
     heading = show("a", "b", names=("/models/" + "模型" * 20, "/a/very/long/folder/with/a/name/end"))[0]
     left, right = heading.split(" │ ")

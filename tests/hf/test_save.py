@@ -224,11 +224,13 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(tmp_path: pathlib.Path, ba
     assert [p.name for p in tmp_path.iterdir() if p.name != "base"] == ["out"]
 
 
-def test_an_empty_or_new_folder_with_new_parents_is_fine(tmp_path: pathlib.Path, base: Pretrained):
+@pytest.mark.parametrize("folder", ["empty", "a/b/c"])
+def test_an_empty_or_new_folder_with_new_parents_is_written_whole(
+    tmp_path: pathlib.Path, base: Pretrained, folder: str
+):
     (tmp_path / "empty").mkdir()
-    export(base, tmp_path / "empty")
-    export(base, tmp_path / "a" / "b" / "c")
-    load_pretrained(tmp_path / "a" / "b" / "c")
+    export(base, tmp_path / folder)
+    assert load_pretrained(tmp_path / folder).config == base.config
 
 
 def test_somebody_elses_files_are_never_touched(tmp_path: pathlib.Path, base: Pretrained):

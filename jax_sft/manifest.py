@@ -1,0 +1,92 @@
+"""manifest.json, what a run was made of: config, versions, data hashes and counts, seed, command, and each start.
+
+In: a run's config and its tokenised sets. Out: a file in the workdir, read again by `jax-sft export`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+
+import jax
+
+from jax_sft.config import RunConfig, from_config_dict
+from jax_sft.data.dataset import TokenizedSet
+
+_log = logging.getLogger(__name__)
+
+_NAME = "manifest.json"
+_VERSIONS_OF = ("jax-sft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+
+
+def write_manifest(
+    workdir: pathlib.Path,
+    *,
+    config: RunConfig,
+    sets: Mapping[str, TokenizedSet | None],
+    total_steps: int,
+    start_step: int,
+    command: str,
+) -> None:
+    """Write what this start of the run is made of; earlier starts stay in the list `starts`.
+
+    Args:
+        sets: the tokenised sets by name, `train` and `validation`.
+        start_step: 0, or the step that this start resumes from.
+    """
+    path = workdir / _NAME
+    starts = []
+    if path.exists():
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s is damaged; it is written anew, without the earlier starts", path)
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest = {
+        "command": command,
+        "seed": config.seed,
+        "config": config.to_dict(),
+        "data": {
+            **{name: found.fingerprint if found else None for name, found in sets.items()},
+            "accounts": {name: dataclasses.asdict(found.account) for name, found in sets.items() if found},
+        },
+        "versions": versions,
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "processes": jax.process_count(),
+        "total_steps": total_steps,
+        "starts": [*starts, {"at": now, "from_step": start_step, "command": command}],
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_config(workdir: pathlib.Path) -> RunConfig:
+    """The config that the newest start of a workdir's run was given.
+
+    Raises:
+        ValueError: the folder has no manifest, or a damaged one.
+    """
+    path = workdir / _NAME
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir}: holds no {_NAME}, so it is no workdir of a run; name the folder given to --workdir"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); start `jax-sft train` on this workdir once more, "
+            "which writes it anew"
+        ) from error
+    return from_config_dict(config)
