@@ -8,6 +8,7 @@ Letters: B row, T position, P predicted position, D width, V vocabulary; Z devic
 of a chunk, O source of data.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -82,6 +83,7 @@ def loss_and_tally(
     *,
     num_sources: int,
     chunk_tokens: int,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, Tally]:
     """Sum of weight x nll, and its Tally.
 
@@ -89,6 +91,7 @@ def loss_and_tally(
         h_BPD: hidden states in the compute dtype; logits are float32 whatever it is.
         head_VD: the float32 master; it is cast to the compute dtype once, and its gradient is summed in float32.
         chunk_tokens: tokens of one device whose logits exist at one time.
+        logit_cap: logits are squeezed into +- this by a tanh (Gemma 2); None: they are left as they are.
 
     Returns:
         A float32 scalar, differentiable in `h_BPD` and `head_VD`, and a Tally, which is not differentiable.
@@ -106,7 +109,7 @@ def loss_and_tally(
         x = jnp.moveaxis(x.reshape(Z, X, C, *x.shape[2:]), 1, 0)
         return constrain(x, "XBCD"[: x.ndim])
 
-    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head_VD, cut(targets_BP), cut(weights_BP))
+    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head_VD, cut(targets_BP), cut(weights_BP), logit_cap)
 
     weights_XZC, sources_XZC = cut(weights_BP), cut(sources_BP)
     sources_O = jnp.arange(num_sources, dtype=sources_XZC.dtype)
@@ -143,23 +146,23 @@ def _chunk_size(tokens: int, chunk_tokens: int) -> int:
     return min(sizes, key=lambda size: (-(-tokens // size) * size, -size))
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _weighted_nll(
-    h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array
+    h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array, logit_cap: float | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32."""
     head = _compute_copy(head_VD, h_XZCD.dtype)
 
     def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         h_ZCD, targets_ZC = xs
-        logits_ZCV = _logits(h_ZCD, head)
+        logits_ZCV = _capped(_logits(h_ZCD, head), logit_cap)
         return None, _nll_and_hit(logits_ZCV, targets_ZC)[:2]
 
     _, (nll_XZC, hit_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC))
     return (weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC
 
 
-def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any) -> tuple[Any, Any]:
+def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, logit_cap: float | None) -> tuple[Any, Any]:
     """The same, with the gradient of the sum, computed while a chunk's logits exist."""
     h_XZCD, head_VD, targets_XZC, weights_XZC = h.value, head.value, targets.value, weights.value
     dtype = h_XZCD.dtype
@@ -169,11 +172,14 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any) -> tupl
 
     def chunk(dhead_ZVD: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
         h_ZCD, targets_ZC, weights_ZC = xs
-        logits_ZCV = _logits(h_ZCD, head_in_dtype)
+        logits_ZCV = _capped(_logits(h_ZCD, head_in_dtype), logit_cap)
         nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
         is_target_ZCV = targets_ZC[:, :, None] == ids_V[None, None, :]
         p_ZCV = jnp.exp(logits_ZCV - lse_ZC[:, :, None])
-        dlogits_ZCV = (weights_ZC[:, :, None] * (p_ZCV - is_target_ZCV.astype(jnp.float32))).astype(dtype)
+        dlogits_ZCV = weights_ZC[:, :, None] * (p_ZCV - is_target_ZCV.astype(jnp.float32))
+        if logit_cap is not None:
+            dlogits_ZCV *= 1 - jnp.square(logits_ZCV / logit_cap)  # the slope of the tanh
+        dlogits_ZCV = dlogits_ZCV.astype(dtype)
         dh_ZCD = jnp.einsum("ZCV,VD->ZCD", dlogits_ZCV, head_in_dtype, preferred_element_type=jnp.float32)
         if dhead_ZVD is not None:
             # Kept per Z: devices add up their gradients once, after the last chunk, and not after each.
@@ -189,7 +195,8 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any) -> tupl
     return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dhead_VD)
 
 
-def _weighted_nll_backward(gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
+def _weighted_nll_backward(logit_cap: float | None, gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
+    del logit_cap  # the forward pass has seen to it
     dh_XZCD, dhead_VD = gradients
     scale, dnll, dhit = cotangents
     zero = jax.custom_derivatives.SymbolicZero
@@ -211,6 +218,10 @@ def _compute_copy(head_VD: jax.Array, dtype: Any) -> jax.Array:
 
 def _logits(h_ZCD: jax.Array, head_VD: jax.Array) -> jax.Array:
     return constrain(jnp.einsum("ZCD,VD->ZCV", h_ZCD, head_VD, preferred_element_type=jnp.float32), "BCV")
+
+
+def _capped(logits_ZCV: jax.Array, cap: float | None) -> jax.Array:
+    return logits_ZCV if cap is None else cap * jnp.tanh(logits_ZCV / cap)
 
 
 def _nll_and_hit(logits_ZCV: jax.Array, targets_ZC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

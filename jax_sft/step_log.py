@@ -66,7 +66,7 @@ class StepLog:
         self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
         _log.info(
             "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens + 6 x layers x heads x head width x "
-            "sum of squared lengths) / seconds / %.3g FLOP/s (%s)",
+            "sum of squared lengths, as far as windows reach) / seconds / %.3g FLOP/s (%s)",
             self._peak,
             source,
         )
@@ -116,9 +116,7 @@ class StepLog:
 
     def _speed(self, lengths: np.ndarray, trained: int) -> dict[str, float]:
         """Tokens per second, padding and MFU over the last steps; the first compiles, the second is read too soon."""
-        flops = self._model.train_flops(
-            tokens=int(lengths.sum()), predicted_tokens=trained, squared_lengths=int((lengths**2).sum())
-        )
+        flops = self._model.train_flops(lengths, predicted_tokens=trained)
         sums = {
             "tokens": float(lengths.sum()),
             "trained": float(trained),

@@ -32,6 +32,7 @@ from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
 from jax_sft.metrics import Metrics
 from jax_sft.model.decoder import abstract_params, build
+from jax_sft.model.families import dropouts
 from jax_sft.optim import optimizer, schedule
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
 from jax_sft.signals import Signals, StoppedError
@@ -106,6 +107,8 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: Sign
         check_destination(workdir / "export")
     mesh = make_mesh(config.mesh)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
+    for name, value in dropouts(base.hf_config).items():
+        _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = _training_loader(config, train_set, sources)

@@ -172,6 +172,7 @@ def _loss_and_tally(
         sources_BP,
         num_sources=num_sources,
         chunk_tokens=chunk_tokens,
+        logit_cap=model.config.logit_cap,
     )
 
 

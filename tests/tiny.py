@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from jax_sft.config import RunConfig, default, from_config_dict
 from jax_sft.hf.save import save_model
-from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import random_params
+from jax_sft.model.families import read_model_config
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -55,7 +55,7 @@ def write_model(folder: pathlib.Path, *, seed: int = 0, layers: int = 2) -> path
         "eos_token_id": stop,
         **WIDTHS,
     }
-    config = ModelConfig.from_hf(hf_config)
+    config = read_model_config(hf_config)
     save_model(
         folder,
         config=config,

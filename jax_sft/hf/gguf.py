@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from jax_sft.hf import names
+from jax_sft.model.families import read_model_config
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -91,7 +92,7 @@ class GgufFile:
             "attn_q": self.metadata["llama.attention.head_count"],
             "attn_k": self.metadata.get("llama.attention.head_count_kv", self.metadata["llama.attention.head_count"]),
         }
-        patterns = {rule.gguf: rule.hf for rule in names.TABLE}
+        patterns = {rule.row.gguf: rule.hf for rule in names.rules(read_model_config(hf_config(self))).values()}
         found = {}
         for name, (kind, shape, offset) in self.stored.items():
             match = re.fullmatch(r"(blk\.)(\d+)(\.([a-z_]+)\..*)", name)
@@ -164,6 +165,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     config["rope_theta"] = llama.get("rope.freq_base", 10_000.0)
     if (kind := llama.get("rope.scaling.type", "none")) != "none":
         config["rope_scaling"] = {"rope_type": kind, "factor": llama.get("rope.scaling.factor", 1.0)}
+        if (original := llama.get("rope.scaling.original_context_length")) is not None and kind == "yarn":
+            config["rope_scaling"]["original_max_position_embeddings"] = original
     config["vocab_size"] = file.stored["token_embd.weight"][1][0]
     config["tie_word_embeddings"] = "output.weight" not in file.stored
     config["attention_bias"] = "blk.0.attn_q.bias" in file.stored

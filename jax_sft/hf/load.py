@@ -26,6 +26,7 @@ from jax_sft.hf.folder import resolve, weight_files
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, float_dtype
+from jax_sft.model.families import read_model_config
 from jax_sft.sharding import shard_params
 
 Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
@@ -114,7 +115,7 @@ def load_pretrained(
         generation_config = _read_json(path / "generation_config.json") if has_generation else {}
         tokenizer = load_tokenizer(path)
     try:
-        config = ModelConfig.from_hf(hf_config)
+        config = read_model_config(hf_config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     _check_vocabulary(source, tokenizer, config.vocab_size)
@@ -151,23 +152,25 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     host_dtype = np.dtype(float_dtype(dtype))
     stored = _stored_tensors(base.path)
     abstract = abstract_params(base.config)
-    _check_tensors(base.path, stored, abstract)
-    _check_tied_head(base.path, stored, abstract)
-    one_device = SingleDeviceSharding(jax.local_devices()[0])
-    placed = dict(names.leaves(jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings))
-    shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract)}
+    _check_tensors(base.path, stored, base.config)
+    _check_tied_head(base.path, stored, base.config)
+    if shardings is None:
+        one_device = SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one_device, abstract)
+    shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract, base.config)}
+    placed = list(names.leaves(shardings, base.config))
     params: dict[str, Any] = {}
-    parts_of = {rule.path: _parts(sharding, shape_of[rule.path]) for rule, sharding in placed.items()}
+    parts_of = {rule.path: _parts(sharding, shape_of[rule.path]) for rule, sharding in placed}
     total = sum(math.prod(high - low for low, high in bounds) for parts in parts_of.values() for bounds in parts)
     # `delay`: a bar for what takes longer than a second, nothing for less
     show = jax.process_index() == 0
     with tqdm(total=total, desc="load weights", unit=" params", unit_scale=True, delay=1.0, disable=not show) as bar:
-        for rule, sharding in placed.items():
+        for rule, sharding in placed:
             shape = shape_of[rule.path]
-            layers = [stored[name] for name in rule.names(shape)]
+            layers = [stored[name] for name in rule.names]
             arrays = []
             for bounds, devices in parts_of[rule.path].items():
-                part = _read_part(rule, layers, bounds, shape, host_dtype, bar)
+                part = _read_part(rule, layers, bounds, host_dtype, bar)
                 # Waiting lets the host's copy go before the next one is made.
                 arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
             names.put(params, rule.path, jax.make_array_from_single_device_arrays(shape, sharding, arrays))
@@ -183,13 +186,11 @@ def _parts(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
     return devices_of
 
 
-def _read_part(
-    rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, shape: tuple[int, ...], dtype: np.dtype, bar: tqdm
-) -> np.ndarray:
+def _read_part(rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, dtype: np.dtype, bar: tqdm) -> np.ndarray:
     """A part of one parameter, from the files, some layers at a time into their place."""
     part = np.empty([high - low for low, high in bounds], dtype)
     slices = tuple(slice(low, high) for low, high in bounds)
-    index = rule.file_slices(rule.layer_shape(slices), rule.layer_shape(shape))
+    index = rule.file_slices(slices[1:] if rule.stacked else slices)
 
     def read(target: np.ndarray, layer: int) -> int:
         target[...] = rule.from_file(layers[layer].read(index), target.shape)
@@ -214,13 +215,12 @@ def _stored_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:
     return {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
 
 
-def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], abstract: Any) -> None:
+def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:
     """Every tensor is there, with its shape, and no other."""
     wanted: dict[str, tuple[int, ...]] = {}
-    for rule, leaf in names.leaves(abstract):
-        file_shape = rule.file_shape(rule.layer_shape(leaf.shape))
-        wanted |= dict.fromkeys(rule.names(leaf.shape), file_shape)
-    copies = {names.HEAD.hf} - set(wanted)  # a tied head may be there all the same
+    for rule in names.rules(config).values():
+        wanted |= dict.fromkeys(rule.names, rule.file_shape)
+    copies = {names.HEAD} - set(wanted)  # a tied head may be there all the same
     missing = names.folded([name for name in wanted if name not in stored])
     unexpected = names.folded([name for name in stored if name not in wanted and name not in copies])
     wrong_shape: dict[str, list[str]] = {}
@@ -235,17 +235,17 @@ def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], abstr
     problems += [f"wrong shape: {n} is {what}" for what, of in wrong_shape.items() for n in names.folded(of)]
     problems += [f"not plain numbers: {n} is {dtype}" for dtype, of in quantised.items() for n in names.folded(of)]
     if problems:
-        tied = len(problems) == 1 and missing == [names.HEAD.hf]
+        tied = len(problems) == 1 and missing == [names.HEAD]
         way_out = 'set "tie_word_embeddings": true there' if tied else "take both from one model, in plain numbers"
         lines = "\n".join(f"  {p}" for p in problems)
         raise ValueError(f"{path}: the weights do not fit config.json; {way_out}:\n{lines}")
 
 
-def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], abstract: Any) -> None:
+def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:
     """A head that config.json ties to the embedding is absent from the file, or equal to the embedding."""
-    if "head_VD" in abstract or names.HEAD.hf not in stored:
+    if not config.tied_head or names.HEAD not in stored:
         return
-    head, embed = stored[names.HEAD.hf], stored[names.EMBED.hf]
+    head, embed = stored[names.HEAD], stored[names.EMBED]
     rows = max(1, _HEAD_CHECK_BYTES // (4 * embed.shape[1]))
     same = head.shape == embed.shape and all(
         np.array_equal(head.read((s, slice(None))), embed.read((s, slice(None))))
@@ -253,7 +253,7 @@ def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], abs
     )
     if not same:
         raise ValueError(
-            f"{path}: config.json ties the head to the embedding, but {names.HEAD.hf} differs from {names.EMBED.hf}; "
+            f"{path}: config.json ties the head to the embedding, but {names.HEAD} differs from {names.EMBED}; "
             'set "tie_word_embeddings": false'
         )
 

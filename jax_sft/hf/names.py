@@ -2,7 +2,7 @@
 
 In: an axis string such as "(N H) D" for the file and the suffix of our name, "q_LDNH". Out: every reshape, transpose
 and slice between the two; nothing is written per tensor. Our layers are stacked (L in front), theirs are one tensor
-each (`{layer}` in the name).
+each (`{layer}` in the name). Some files hold several of ours in one tensor, one after the other along its first axis.
 
 Letters: L layers, D model width, F MLP width, N query heads, K key/value heads, H head width, V vocabulary.
 """
@@ -16,22 +16,45 @@ from typing import Any
 
 import numpy as np
 
+from jax_sft.model.config import ModelConfig
+
 Slices = tuple[slice, ...]
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Row:
     """One parameter: its path in our tree, its names in the two kinds of file, its axes there ("(N H) D")."""
 
     path: str
     hf: str
     gguf: str
     axes: str
+    parts: tuple[str, ...] = ()  # of a tensor that holds several of ours: letters of each one's share of the first axis
+    part: int = 0  # which of them is this
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A row of the table for a model: with the size of each letter."""
+
+    row: Row
+    sizes: Mapping[str, int]
+
+    @property
+    def path(self) -> str:
+        """Where it is in our tree, with dots."""
+        return self.row.path
+
+    @property
+    def hf(self) -> str:
+        """Its name in a Hugging Face file, with `{layer}` where there is one a layer."""
+        return self.row.hf
 
     @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """Letters of each axis in the file: "(N H) D" -> ("NH", "D")."""
-        return tuple(re.sub(r"[() ]", "", group) for group in re.findall(r"\([^)]*\)|[A-Z]", self.axes))
+        return tuple(re.sub(r"[() ]", "", group) for group in re.findall(r"\([^)]*\)|[A-Z]", self.row.axes))
 
     @functools.cached_property
     def stacked(self) -> bool:
@@ -43,86 +66,138 @@ class Rule:
         """Letters of ours, of one layer: "blocks.q_LDNH" -> "DNH"."""
         return self.path.rsplit("_", 1)[-1].removeprefix("L" if self.stacked else "")
 
-    def names(self, shape: tuple[int, ...]) -> list[str]:
-        """The file's names of a parameter of our `shape`: one a layer, or one."""
-        return [self.hf.format(layer=i) for i in range(shape[0])] if self.stacked else [self.hf]
+    @property
+    def layer_shape(self) -> Shape:
+        """The shape of ours, of one layer."""
+        return tuple(self.sizes[letter] for letter in self.letters)
 
-    def layer_shape(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Our `shape`, or slices of it, without L."""
-        return shape[1:] if self.stacked else shape
+    @property
+    def file_shape(self) -> Shape:
+        """The shape of the file's tensor, with all that is in it: D N H = 8 2 4 -> (N H) D = 8 8."""
+        own = [self._size(group) for group in self.groups]
+        return (sum(map(self._size, self.row.parts)) or own[0], *own[1:])
 
-    def file_shape(self, layer_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in the file of one layer of ours: D N H = 8 2 4 -> (N H) D = 8 8."""
-        size = dict(zip(self.letters, layer_shape, strict=True))
-        return tuple(math.prod(size[letter] for letter in group) for group in self.groups)
+    @property
+    def names(self) -> list[str]:
+        """The file's names: one a layer, or one."""
+        return [self.hf.format(layer=i) for i in range(self.sizes["L"])] if self.stacked else [self.hf]
 
-    def file_slices(self, slices: Slices, layer_shape: tuple[int, ...]) -> Slices:
+    def file_slices(self, slices: Slices) -> Slices:
         """Where a part of one layer of ours lies in the file's tensor; of a group, only the first letter may be cut."""
-        part = dict(zip(self.letters, (s.indices(n) for s, n in zip(slices, layer_shape, strict=True)), strict=True))
-        size = dict(zip(self.letters, layer_shape, strict=True))
+        part = {x: s.indices(self.sizes[x]) for x, s in zip(self.letters, slices, strict=True)}
         found = []
         for first, *inner in self.groups:
-            if any(part[letter] != (0, size[letter], 1) for letter in inner):
+            if any(part[letter] != (0, self.sizes[letter], 1) for letter in inner):
                 raise ValueError(f"{self.path}: axis {''.join(inner)} is inside an axis of {self.hf} and cannot be cut")
-            width = math.prod(size[letter] for letter in inner)
+            width = self._size("".join(inner))
             found.append(slice(part[first][0] * width, part[first][1] * width))
-        return tuple(found)
+        start = sum(map(self._size, self.row.parts[: self.row.part]))
+        return (slice(start + found[0].start, start + found[0].stop), *found[1:])
 
     def to_file(self, x: np.ndarray) -> np.ndarray:
-        """One layer of ours as the file lays it out, contiguous."""
+        """One layer of ours as the file lays it out, contiguous; of a shared tensor, our share."""
         order = [self.letters.index(letter) for letter in "".join(self.groups)]
         # A view of another order would be written to a file as its memory lies, which is not what it says.
-        return np.ascontiguousarray(x.transpose(order)).reshape(self.file_shape(x.shape))
+        return np.ascontiguousarray(x.transpose(order)).reshape([self._size(group) for group in self.groups])
 
-    def from_file(self, x: np.ndarray, layer_shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor of the file as one layer of ours, of `layer_shape`; a view."""
+    def from_file(self, x: np.ndarray, layer_shape: Shape) -> np.ndarray:
+        """What `file_slices` cut out of the file's tensor as a part of one layer of ours, of `layer_shape`; a view."""
         order = "".join(self.groups)
         size = dict(zip(self.letters, layer_shape, strict=True))
         return x.reshape([size[letter] for letter in order]).transpose([order.index(letter) for letter in self.letters])
 
+    def _size(self, letters: str) -> int:
+        return math.prod(self.sizes[letter] for letter in letters)
+
 
 _HF = "model.layers.{layer}."
 _GGUF = "blk.{layer}."
+_QKV = _HF + "self_attn.qkv_proj.weight"
+_GATE_UP = _HF + "mlp.gate_up_proj.weight"
 
-TABLE: tuple[Rule, ...] = (
-    Rule("embed_VD", "model.embed_tokens.weight", "token_embd.weight", "V D"),
-    Rule("blocks.attn_norm_LD", _HF + "input_layernorm.weight", _GGUF + "attn_norm.weight", "D"),
-    Rule("blocks.q_LDNH", _HF + "self_attn.q_proj.weight", _GGUF + "attn_q.weight", "(N H) D"),
-    Rule("blocks.k_LDKH", _HF + "self_attn.k_proj.weight", _GGUF + "attn_k.weight", "(K H) D"),
-    Rule("blocks.v_LDKH", _HF + "self_attn.v_proj.weight", _GGUF + "attn_v.weight", "(K H) D"),
-    Rule("blocks.o_LNHD", _HF + "self_attn.o_proj.weight", _GGUF + "attn_output.weight", "D (N H)"),
-    Rule("blocks.q_bias_LNH", _HF + "self_attn.q_proj.bias", _GGUF + "attn_q.bias", "(N H)"),
-    Rule("blocks.k_bias_LKH", _HF + "self_attn.k_proj.bias", _GGUF + "attn_k.bias", "(K H)"),
-    Rule("blocks.v_bias_LKH", _HF + "self_attn.v_proj.bias", _GGUF + "attn_v.bias", "(K H)"),
-    Rule("blocks.o_bias_LD", _HF + "self_attn.o_proj.bias", _GGUF + "attn_output.bias", "D"),
-    Rule("blocks.mlp_norm_LD", _HF + "post_attention_layernorm.weight", _GGUF + "ffn_norm.weight", "D"),
-    Rule("blocks.gate_LDF", _HF + "mlp.gate_proj.weight", _GGUF + "ffn_gate.weight", "F D"),
-    Rule("blocks.up_LDF", _HF + "mlp.up_proj.weight", _GGUF + "ffn_up.weight", "F D"),
-    Rule("blocks.down_LFD", _HF + "mlp.down_proj.weight", _GGUF + "ffn_down.weight", "D F"),
-    Rule("blocks.gate_bias_LF", _HF + "mlp.gate_proj.bias", _GGUF + "ffn_gate.bias", "F"),
-    Rule("blocks.up_bias_LF", _HF + "mlp.up_proj.bias", _GGUF + "ffn_up.bias", "F"),
-    Rule("blocks.down_bias_LD", _HF + "mlp.down_proj.bias", _GGUF + "ffn_down.bias", "D"),
-    Rule("final_norm_D", "model.norm.weight", "output_norm.weight", "D"),
-    Rule("head_VD", "lm_head.weight", "output.weight", "V D"),
+_LLAMA: tuple[Row, ...] = (
+    Row("embed_VD", "model.embed_tokens.weight", "token_embd.weight", "V D"),
+    Row("blocks.attn_norm_LD", _HF + "input_layernorm.weight", _GGUF + "attn_norm.weight", "D"),
+    Row("blocks.q_LDNH", _HF + "self_attn.q_proj.weight", _GGUF + "attn_q.weight", "(N H) D"),
+    Row("blocks.k_LDKH", _HF + "self_attn.k_proj.weight", _GGUF + "attn_k.weight", "(K H) D"),
+    Row("blocks.v_LDKH", _HF + "self_attn.v_proj.weight", _GGUF + "attn_v.weight", "(K H) D"),
+    Row("blocks.o_LNHD", _HF + "self_attn.o_proj.weight", _GGUF + "attn_output.weight", "D (N H)"),
+    Row("blocks.q_bias_LNH", _HF + "self_attn.q_proj.bias", _GGUF + "attn_q.bias", "(N H)"),
+    Row("blocks.k_bias_LKH", _HF + "self_attn.k_proj.bias", _GGUF + "attn_k.bias", "(K H)"),
+    Row("blocks.v_bias_LKH", _HF + "self_attn.v_proj.bias", _GGUF + "attn_v.bias", "(K H)"),
+    Row("blocks.o_bias_LD", _HF + "self_attn.o_proj.bias", _GGUF + "attn_output.bias", "D"),
+    Row("blocks.q_norm_LH", _HF + "self_attn.q_norm.weight", _GGUF + "attn_q_norm.weight", "H"),
+    Row("blocks.k_norm_LH", _HF + "self_attn.k_norm.weight", _GGUF + "attn_k_norm.weight", "H"),
+    Row("blocks.q_norm_LNH", _HF + "self_attn.q_norm.weight", _GGUF + "attn_q_norm.weight", "(N H)"),
+    Row("blocks.k_norm_LKH", _HF + "self_attn.k_norm.weight", _GGUF + "attn_k_norm.weight", "(K H)"),
+    Row("blocks.mlp_norm_LD", _HF + "post_attention_layernorm.weight", _GGUF + "ffn_norm.weight", "D"),
+    Row("blocks.gate_LDF", _HF + "mlp.gate_proj.weight", _GGUF + "ffn_gate.weight", "F D"),
+    Row("blocks.up_LDF", _HF + "mlp.up_proj.weight", _GGUF + "ffn_up.weight", "F D"),
+    Row("blocks.down_LFD", _HF + "mlp.down_proj.weight", _GGUF + "ffn_down.weight", "D F"),
+    Row("blocks.gate_bias_LF", _HF + "mlp.gate_proj.bias", _GGUF + "ffn_gate.bias", "F"),
+    Row("blocks.up_bias_LF", _HF + "mlp.up_proj.bias", _GGUF + "ffn_up.bias", "F"),
+    Row("blocks.down_bias_LD", _HF + "mlp.down_proj.bias", _GGUF + "ffn_down.bias", "D"),
+    Row("final_norm_D", "model.norm.weight", "output_norm.weight", "D"),
+    Row("head_VD", "lm_head.weight", "output.weight", "V D"),
 )
+_FOUR_NORMS = (
+    Row("blocks.attn_post_norm_LD", _HF + "post_attention_layernorm.weight", _GGUF + "post_attention_norm.weight", "D"),
+    Row("blocks.mlp_norm_LD", _HF + "pre_feedforward_layernorm.weight", _GGUF + "ffn_norm.weight", "D"),
+    Row("blocks.mlp_post_norm_LD", _HF + "post_feedforward_layernorm.weight", _GGUF + "post_ffw_norm.weight", "D"),
+)
+_FUSED_QKV = tuple(
+    Row(path, _QKV, "", f"({heads} H) D", ("NH", "KH", "KH"), part)
+    for part, (path, heads) in enumerate([("blocks.q_LDNH", "N"), ("blocks.k_LDKH", "K"), ("blocks.v_LDKH", "K")])
+)
+_FUSED_GATE_UP = tuple(
+    Row(path, _GATE_UP, "", "F D", ("F", "F"), part) for part, path in enumerate(["blocks.gate_LDF", "blocks.up_LDF"])
+)
+# Where a model type's files differ from Llama's.
+_OTHERS: dict[str, tuple[Row, ...]] = {
+    "gemma2": _FOUR_NORMS,
+    "gemma3_text": _FOUR_NORMS,
+    "olmo2": _FOUR_NORMS,
+    "olmo3": _FOUR_NORMS,
+    "phi3": _FUSED_QKV + _FUSED_GATE_UP,
+    "glm": _FUSED_GATE_UP,
+    "glm4": (
+        *_FUSED_GATE_UP,
+        Row("blocks.attn_post_norm_LD", _HF + "post_self_attn_layernorm.weight", "", "D"),
+        Row("blocks.mlp_post_norm_LD", _HF + "post_mlp_layernorm.weight", "", "D"),
+    ),
+    "starcoder2": (
+        Row("blocks.attn_norm_bias_LD", _HF + "input_layernorm.bias", _GGUF + "attn_norm.bias", "D"),
+        Row("blocks.mlp_norm_bias_LD", _HF + "post_attention_layernorm.bias", _GGUF + "ffn_norm.bias", "D"),
+        Row("blocks.up_LDF", _HF + "mlp.c_fc.weight", _GGUF + "ffn_up.weight", "F D"),
+        Row("blocks.down_LFD", _HF + "mlp.c_proj.weight", _GGUF + "ffn_down.weight", "D F"),
+        Row("blocks.up_bias_LF", _HF + "mlp.c_fc.bias", _GGUF + "ffn_up.bias", "F"),
+        Row("blocks.down_bias_LD", _HF + "mlp.c_proj.bias", _GGUF + "ffn_down.bias", "D"),
+        Row("final_norm_bias_D", "model.norm.bias", "output_norm.bias", "D"),
+    ),
+}
 
-EMBED = TABLE[0]
-HEAD = TABLE[-1]
+EMBED = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 NOT_WEIGHTS = re.compile(r"\.rotary_emb\.inv_freq$")  # old files carry them; they follow from the config
 
 
-def leaves(params: Mapping[str, Any]) -> Iterator[tuple[Rule, Any]]:
-    """Each parameter of a tree with its rule, in the order of the table.
+def rules(config: ModelConfig) -> dict[str, Rule]:
+    """The rule of each parameter that a model has, by its path in our tree, in the order of its files.
 
     Raises:
-        KeyError: the tree holds a parameter that the table does not know (a fault of ours, not of a user).
+        KeyError: a parameter is in no row of the table (a fault of ours, not of a user).
     """
-    found = dict(_paths(params, ""))
-    for rule in TABLE:
-        if rule.path in found:
-            yield rule, found.pop(rule.path)
-    if found:
-        raise KeyError(f"jax_sft.hf.names.TABLE has no row for {', '.join(sorted(found))}")
+    rows = {row.path: row for row in (*_LLAMA, *_OTHERS.get(config.model_type, ()))}
+    there = dict(_paths(config.shapes, ""))
+    if unknown := sorted(set(there) - set(rows)):
+        raise KeyError(f"jax_sft.hf.names has no row for {', '.join(unknown)}")
+    return {path: Rule(row, config.sizes) for path, row in rows.items() if path in there}
+
+
+def leaves(tree: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Rule, Any]]:
+    """Each leaf of a tree like the parameters with its rule, in the order of the files."""
+    found = dict(_paths(tree, ""))
+    yield from ((rule, found[path]) for path, rule in rules(config).items())
 
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -32,6 +32,7 @@ from jax_sft.hf.folder import INDEX
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
+from jax_sft.model.families import with_both_rope_spellings
 
 MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
@@ -40,17 +41,16 @@ _PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>",
 
 
 class Planned(NamedTuple):
-    """One tensor that will be in a file."""
+    """One tensor that will be in a file: ours, or several of ours one after the other."""
 
     name: str
-    rule: names.Rule
-    array: jax.Array  # ours, with all its layers
+    parts: tuple[tuple[names.Rule, jax.Array], ...]  # each with all its layers
     layer: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape in the file."""
-        return self.rule.file_shape(self.rule.layer_shape(self.array.shape))
+        return self.parts[0][0].file_shape
 
 
 def save_model(
@@ -101,7 +101,7 @@ def save_model(
     if not stop_ids or strangers:
         said = f"{strangers} are outside the vocabulary" if strangers else "there is none"
         raise ValueError(f"export to {out}: stop ids: {said}; a model without them never ends an answer")
-    files, index = _plan(params, np.dtype(dtype), max_shard_size)
+    files, index = _plan(params, config, np.dtype(dtype), max_shard_size)
     tensors = _fetched(files, np.dtype(dtype))
     pad_id = _pad_id(tokenizer, generation_config, hf_config, stop_ids)
     generation = _generation_config(generation_config, tokenizer, stop_ids, pad_id)
@@ -160,14 +160,21 @@ def check_shard_size(size: str | int) -> None:
 
 
 def _plan(
-    params: Mapping[str, Any], dtype: np.dtype, max_shard_size: str | int
+    params: Mapping[str, Any], config: ModelConfig, dtype: np.dtype, max_shard_size: str | int
 ) -> tuple[dict[str, list[Planned]], dict[str, Any] | None]:
     """What goes into which file, in order, and the index where there are several; the same in every process."""
     check_shard_size(max_shard_size)
-    found = list(names.leaves(params))
-    stacked = [(rule, array) for rule, array in found if rule.stacked]
-    layers = [Planned(rule.hf.format(layer=i), rule, x, i) for i in range(len(stacked[0][1])) for rule, x in stacked]
-    first, *rest = [Planned(rule.hf, rule, array, 0) for rule, array in found if not rule.stacked]
+    sharing: dict[str, list[tuple[names.Rule, jax.Array]]] = {}
+    for rule, array in names.leaves(params, config):
+        sharing.setdefault(rule.hf, []).append((rule, array))
+    parts_of = {name: tuple(sorted(parts, key=lambda p: p[0].row.part)) for name, parts in sharing.items()}
+    layers = [
+        Planned(name.format(layer=i), parts, i)
+        for i in range(config.num_layers)
+        for name, parts in parts_of.items()
+        if parts[0][0].stacked
+    ]
+    first, *rest = [Planned(name, parts, 0) for name, parts in parts_of.items() if not parts[0][0].stacked]
     planned = {p.name: p for p in [first, *layers, *rest]}
     split = huggingface_hub.split_state_dict_into_shards_factory(
         planned,
@@ -185,19 +192,24 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
     """Each tensor of the plan on this host, in the file's layout and dtype; the whole one even if it is sharded."""
     show = jax.process_index() == 0
     plan = [planned for held in files.values() for planned in held]
-    for name, rule, array, layer in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
-        sharding = array.sharding
-        if isinstance(sharding, NamedSharding):
-            sharding = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, also across hosts
-        # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
-        one = _pick(sharding, rule.stacked, dtype)(array, jnp.int32(layer))
-        tensor = rule.to_file(np.asarray(one.addressable_data(0)))
+    for name, parts, layer in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
+        shares = [rule.to_file(_fetch(array, layer, stacked=rule.stacked, dtype=dtype)) for rule, array in parts]
+        tensor = shares[0] if len(shares) == 1 else np.concatenate(shares)
         if not np.isfinite(tensor).all():
             raise ValueError(
                 f"export: {name} holds values that are not finite in {dtype}; "
                 "choose --dtype bfloat16 or float32, or an earlier checkpoint if the training diverged"
             )
         yield tensor
+
+
+def _fetch(array: jax.Array, layer: int, *, stacked: bool, dtype: np.dtype) -> np.ndarray:
+    """One layer of an array on this host, whole and cast."""
+    sharding = array.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, also across hosts
+    # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
+    return np.asarray(_pick(sharding, stacked, dtype)(array, jnp.int32(layer)).addressable_data(0))
 
 
 @functools.lru_cache
@@ -312,8 +324,9 @@ def _config_json(
         "eos_token_id": stops[0] if len(stops) == 1 else stops,
         "pad_token_id": generation.get("pad_token_id"),
     }
+    sizes = {"vocab_size": config.vocab_size}
     # Two spellings: readers before transformers 4.56 know only the first.
-    return kept | config.to_hf() | ids | {"torch_dtype": dtype, "dtype": dtype, "use_cache": True}
+    return with_both_rope_spellings(kept) | sizes | ids | {"torch_dtype": dtype, "dtype": dtype, "use_cache": True}
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

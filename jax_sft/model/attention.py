@@ -8,11 +8,14 @@ B batch row, T query position, S key position (slot), N query heads, K key and v
 L layers, C query chunks.
 """
 
+import dataclasses
 import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+
+from jax_sft.model.layers import capped
 
 Backend = Literal["auto", "xla", "chunked"]
 
@@ -39,8 +42,17 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"model.attention = {backend!r} is no backend; choose one of {', '.join(get_args(Backend))}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How a layer's scores come about, beside q k."""
+
+    scale: float
+    cap: float | None  # squeezed into +- this before the mask
+    window: int | jax.Array | None  # tokens back that are seen, the token itself included; None: all
+
+
 def attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segments_BT: jax.Array, backend: str
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segments_BT: jax.Array, scores: Scores, backend: str
 ) -> jax.Array:
     """Causal attention inside the segments of packed rows; every backend is exact."""
     check_backend(backend)
@@ -48,46 +60,65 @@ def attention(
     if backend == "auto":
         backend = "xla" if length <= LONGEST_DENSE else "chunked"
     if backend == "xla":
-        return _attend(q_BTNH, k_BTKH, v_BTKH, _packed_mask(segments_BT, segments_BT, 0))
+        return _attend(q_BTNH, k_BTKH, v_BTKH, _packed_mask(segments_BT, segments_BT, 0, scores.window), scores)
     # Keys after the last query of a group are masked for all of the group: static slices leave them out, which saves
     # up to half of the work. Eight groups keep the program small.
     group = _round_up(-(-length // 8), CHUNK)
     ends = [min(start + group, length) for start in range(0, length, group)]
     parts = [
         _attend_in_chunks(
-            q_BTNH[:, start:end], k_BTKH[:, :end], v_BTKH[:, :end], segments_BT[:, :end], first_query=start
+            q_BTNH[:, start:end], k_BTKH[:, :end], v_BTKH[:, :end], segments_BT[:, :end], scores, first_query=start
         )
         for start, end in zip([0, *ends], ends, strict=False)
     ]
     return jnp.concatenate(parts, axis=1)
 
 
-def cached_attention(q_B1NH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, last_slot_B: jax.Array) -> jax.Array:
-    """Attention of one new token a row to all slots up to its own, `last_slot_B`."""
-    slots_S = jnp.arange(k_BSKH.shape[1], dtype=jnp.int32)
-    return _attend(q_B1NH, k_BSKH, v_BSKH, slots_S[None, None, :] <= last_slot_B[:, None, None])
+def cached_attention(
+    q_B1NH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, last_slot_B: jax.Array, scores: Scores
+) -> jax.Array:
+    """Attention of one new token a row to all slots up to its own, `last_slot_B`, as far as the window goes."""
+    back_B1S = last_slot_B[:, None, None] - jnp.arange(k_BSKH.shape[1], dtype=jnp.int32)[None, None, :]
+    return _attend(q_B1NH, k_BSKH, v_BSKH, _is_seen(back_B1S, scores.window), scores)
 
 
-def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, scores: Scores) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scores.scale
+    scores_BKGTS = capped(scores_BKGTS, scores.cap)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None, :, :], scores_BKGTS, _MASKED)
     shares_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", shares_BKGTS, v_BSKH).reshape(B, T, N, H)
 
 
-def _packed_mask(q_segments_BT: jax.Array, k_segments_BS: jax.Array, first_query: int | jax.Array) -> jax.Array:
-    """Same segment and not later; query t of this piece lies at position first_query + t of the row."""
+def _is_seen(back: jax.Array, window: int | jax.Array | None) -> jax.Array:
+    """Whether a key so many tokens back is seen; one ahead (back < 0) never is."""
+    return back >= 0 if window is None else (back >= 0) & (back < window)
+
+
+def _packed_mask(
+    q_segments_BT: jax.Array,
+    k_segments_BS: jax.Array,
+    first_query: int | jax.Array,
+    window: int | jax.Array | None,
+) -> jax.Array:
+    """Same segment, seen, not later; query t of this piece lies at position first_query + t of the row."""
     queries_T = first_query + jnp.arange(q_segments_BT.shape[1], dtype=jnp.int32)
     keys_S = jnp.arange(k_segments_BS.shape[1], dtype=jnp.int32)
-    not_later_TS = queries_T[:, None] >= keys_S[None, :]
-    return (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & not_later_TS[None, :, :]
+    is_seen_TS = _is_seen(queries_T[:, None] - keys_S[None, :], window)
+    return (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & is_seen_TS[None, :, :]
 
 
 def _attend_in_chunks(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BS: jax.Array, *, first_query: int
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BS: jax.Array,
+    scores: Scores,
+    *,
+    first_query: int,
 ) -> jax.Array:
     """The last T queries of S positions, a chunk after the other; the backward pass computes the scores again."""
     B, T = q_BTNH.shape[:2]
@@ -95,7 +126,8 @@ def _attend_in_chunks(
 
     @functools.partial(jax.checkpoint, prevent_cse=chunks == 1)
     def attend(q_BTNH: jax.Array, segments_BT: jax.Array, first: jax.Array) -> jax.Array:
-        return _attend(q_BTNH, k_BSKH, v_BSKH, _packed_mask(segments_BT, segments_BS, first))
+        mask_BTS = _packed_mask(segments_BT, segments_BS, first, scores.window)
+        return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scores)
 
     segments_BT = segments_BS[:, first_query:]
     if chunks == 1:  # a loop of one trip is inlined late by XLA:CPU, into bfloat16 products that it cannot run

@@ -18,14 +18,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_sft.model.attention import KVCache, attention, cached_attention, check_backend
-from jax_sft.model.config import ModelConfig
-from jax_sft.model.layers import activate, project, rms_norm, rope_angles, rope_frequencies, rotate
+from jax_sft.model.attention import KVCache, Scores, attention, cached_attention, check_backend
+from jax_sft.model.config import ModelConfig, Rope
+from jax_sft.model.layers import (
+    activate,
+    capped,
+    depends_on_length,
+    layer_norm,
+    project,
+    rms_norm,
+    rope_angles,
+    rotate,
+)
 from jax_sft.sharding import constrain
 
-Rope = tuple[jax.Array, jax.Array]
+Angles = tuple[jax.Array, jax.Array]  # cosine and sine
 DTYPES = ("float32", "bfloat16", "float16")
-Weights = Mapping[str, jax.Array]  # of one layer: names as in the tree, without the L
+# Of one layer: names as in the tree, without the L; and, where the layers differ, which window and which rope is its.
+Weights = Mapping[str, jax.Array]
+_ALL = 2**30  # a window that ends nowhere
 
 
 class Decoder(nnx.Module):
@@ -41,16 +52,26 @@ class Decoder(nnx.Module):
         self.dtype = float_dtype(dtype)
         self.attention = attention
         shapes = config.shapes
-        self.embed_VD = _initial("embed_VD", shapes["embed_VD"], rngs)
-        self.blocks = nnx.Dict({name: _initial(name, shape, rngs) for name, shape in shapes["blocks"].items()})
-        self.final_norm_D = _initial("final_norm_D", shapes["final_norm_D"], rngs)
+
+        def initial(name: str, shape: tuple[int, ...]) -> nnx.Param:
+            if "bias" in name or ("norm" in name and config.norm_offset):
+                return nnx.Param(jnp.zeros(shape, jnp.float32))
+            if "norm" in name:
+                return nnx.Param(jnp.ones(shape, jnp.float32))
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+        self.embed_VD = initial("embed_VD", shapes["embed_VD"])
+        self.blocks = nnx.Dict({name: initial(name, shape) for name, shape in shapes["blocks"].items()})
+        self.final_norm_D = initial("final_norm_D", shapes["final_norm_D"])
+        if config.norm == "layer":
+            self.final_norm_bias_D = initial("final_norm_bias_D", shapes["final_norm_bias_D"])
         if not config.tied_head:
-            self.head_VD = _initial("head_VD", shapes["head_VD"], rngs)
+            self.head_VD = initial("head_VD", shapes["head_VD"])
 
     def hidden(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, *, remat: str = "none"
     ) -> jax.Array:
-        """Hidden states [B, T, D] of packed rows after the last norm, in the computing dtype.
+        """What the head multiplies, [B, T, D], of packed rows: after the last norm, in the computing dtype.
 
         `remat` says what the backward pass finds stored: everything ("none"), matmul and attention results ("dots"),
         the input of each block ("full"), or that and the attention result in host memory ("offload").
@@ -60,13 +81,13 @@ class Decoder(nnx.Module):
             ValueError: `remat` is none of these.
         """
         x_BTD = self._embed(tokens_BT)
-        rope = self._rope(positions_BT)
+        angles = self._angles(positions_BT, lambda: _segment_lengths(positions_BT, segments_BT))
 
         def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, None]:
-            return self._block(x_BTD, weights, rope, segments_BT), None
+            return self._block(x_BTD, weights, angles, segments_BT), None
 
         x_BTD, _ = jax.lax.scan(_rematerialise(body, remat), x_BTD, self._layers())
-        return rms_norm(x_BTD, self.final_norm_D[...], self.config.norm_eps)
+        return self._final(x_BTD)
 
     def head(self) -> jax.Array:
         """The output matrix [V, D] as stored; the embedding itself when tied."""
@@ -76,7 +97,7 @@ class Decoder(nnx.Module):
         """Float32 logits [B, T, V]. Training uses the chunked loss instead, which never holds all of them."""
         head_VD = self.head().astype(h_BTD.dtype)
         logits_BTV = jnp.einsum("BTD,VD->BTV", h_BTD, head_VD, preferred_element_type=jnp.float32)
-        return constrain(logits_BTV, "BTV")
+        return constrain(capped(logits_BTV, self.config.logit_cap), "BTV")
 
     def prefill(self, tokens_BT: jax.Array, lengths_B: jax.Array, *, slots: int) -> tuple[jax.Array, KVCache]:
         """Read whole prompts, padded on the right, into a new cache.
@@ -94,11 +115,12 @@ class Decoder(nnx.Module):
         """
         positions_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
         segments_BT = jnp.ones_like(tokens_BT)  # padding comes last: causality alone hides it from the prompt
-        rope = self._rope(jnp.broadcast_to(positions_T[None, :], tokens_BT.shape))
+        positions_BT = jnp.broadcast_to(positions_T[None, :], tokens_BT.shape)
+        angles = self._angles(positions_BT, lambda: jnp.broadcast_to(lengths_B[:, None], tokens_BT.shape))
 
         def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, rope)
-            attended_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=segments_BT, backend=self.attention)
+            q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, angles)
+            attended_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, weights, segments_BT)
             return self._add_and_mlp(x_BTD, attended_BTNH, weights), (k_BTKH, v_BTKH)
 
         x_BTD, kv_LBTKH = jax.lax.scan(body, self._embed(tokens_BT), self._layers())
@@ -114,13 +136,14 @@ class Decoder(nnx.Module):
         """
         slots_S = jnp.arange(cache.k_LBSKH.shape[2], dtype=jnp.int32)
         is_new_BS11 = (slots_S[None, :] == cache.length_B[:, None])[:, :, None, None]
-        rope = self._rope(cache.length_B[:, None])
+        angles = self._angles(cache.length_B[:, None], lambda: cache.length_B[:, None] + 1)
 
         def body(x_B1D: jax.Array, of_layer: tuple[Weights, jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
             weights, k_BSKH, v_BSKH = of_layer
-            q_B1NH, k_B1KH, v_B1KH = self._project_qkv(x_B1D, weights, rope)
+            q_B1NH, k_B1KH, v_B1KH = self._project_qkv(x_B1D, weights, angles)
             k_BSKH, v_BSKH = jnp.where(is_new_BS11, k_B1KH, k_BSKH), jnp.where(is_new_BS11, v_B1KH, v_BSKH)
-            attended_B1NH = cached_attention(q_B1NH, k_BSKH, v_BSKH, last_slot_B=cache.length_B)
+            scores = self._scores(weights)
+            attended_B1NH = cached_attention(q_B1NH, k_BSKH, v_BSKH, last_slot_B=cache.length_B, scores=scores)
             return self._add_and_mlp(x_B1D, attended_B1NH, weights), (k_B1KH, v_B1KH)
 
         layers = (self._layers(), cache.k_LBSKH, cache.v_LBSKH)
@@ -135,7 +158,7 @@ class Decoder(nnx.Module):
         return self._last_logits(x_B1D), longer
 
     def _last_logits(self, x_B1D: jax.Array) -> jax.Array:
-        h_B1D = rms_norm(x_B1D, self.final_norm_D[...], self.config.norm_eps)
+        h_B1D = self._final(x_B1D)
         # A second row: XLA:CPU multiplies a single bfloat16 row ten times slower than two.
         h_2B1D = jnp.concatenate([h_B1D, h_B1D]) if h_B1D.shape[0] == 1 else h_B1D
         return self.logits(h_2B1D)[: x_B1D.shape[0], 0]
@@ -145,38 +168,114 @@ class Decoder(nnx.Module):
         embed_VD = constrain(self.embed_VD[...], "VD")
         # Looked up before the cast: the gradient of a token that occurs often is then summed in the stored dtype.
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
-        return constrain(x_BTD.astype(self.dtype), "BTD")
+        x_BTD = x_BTD.astype(self.dtype)
+        if self.config.embed_scale != 1:
+            x_BTD *= jnp.asarray(self.config.embed_scale, self.dtype)
+        return constrain(x_BTD, "BTD")
 
-    def _rope(self, positions_BT: jax.Array) -> Rope:
-        config = self.config
-        return rope_angles(positions_BT, rope_frequencies(config.head_width, config.rope_theta, config.rope_scaling))
+    def _final(self, x_BTD: jax.Array) -> jax.Array:
+        bias = {"final_norm_bias_D": self.final_norm_bias_D[...]} if self.config.norm == "layer" else {}
+        h_BTD = self._norm(x_BTD, {"final_norm_D": self.final_norm_D[...], **bias}, "final_norm")
+        return h_BTD if self.config.logit_scale == 1 else h_BTD * self.config.logit_scale
+
+    def _angles(self, positions_BT: jax.Array, lengths: Callable[[], jax.Array]) -> Angles | None:
+        """Cosine and sine of every kind of rope that the layers have: [B, T, 1, H / 2], with several R in front."""
+        kinds = self._rope_kinds()
+        lengths_BT = lengths() if any(rope is not None and depends_on_length(rope) for rope in kinds) else None
+        turned = {rope: rope_angles(positions_BT, lengths_BT, rope) for rope in kinds if rope is not None}
+        if not turned:
+            return None
+        cos_BT1H, sin_BT1H = next(iter(turned.values()))
+        turned[None] = jnp.ones_like(cos_BT1H), jnp.zeros_like(sin_BT1H)  # turned by nothing: exactly as it was
+        if len(kinds) == 1:
+            return turned[kinds[0]]
+        cos, sin = zip(*(turned[rope] for rope in kinds), strict=True)
+        return jnp.stack(cos), jnp.stack(sin)
+
+    def _rope_kinds(self) -> list[Rope | None]:
+        return list(dict.fromkeys(self.config.ropes))
 
     def _layers(self) -> dict[str, jax.Array]:
         """Stacked weights under the names that they have inside the scan, where the L is gone: q_LDNH as q_DNH."""
-        return {name.replace("_L", "_", 1): stacked[...] for name, stacked in self.blocks.items()}
+        layers = {name.replace("_L", "_", 1): stacked[...] for name, stacked in self.blocks.items()}
+        windows, kinds = self.config.windows, self._rope_kinds()
+        if len(set(windows)) > 1:
+            layers["window"] = jnp.array([_ALL if w is None else w for w in windows], jnp.int32)
+        if len(kinds) > 1:
+            layers["rope"] = jnp.array([kinds.index(rope) for rope in self.config.ropes], jnp.int32)
+        return layers
 
-    def _block(self, x_BTD: jax.Array, weights: Weights, rope: Rope, segments_BT: jax.Array) -> jax.Array:
+    def _norm(self, x: jax.Array, weights: Weights, name: str) -> jax.Array:
+        """The norm of that name, over the axes that its scale has."""
+        config = self.config
+        scale = next(w for key, w in weights.items() if key.rsplit("_", 1)[0] == name)
+        if config.norm_offset:
+            scale = 1 + scale.astype(jnp.float32)
+        if config.norm == "layer":
+            return layer_norm(x, scale, weights[f"{name}_bias_D"], config.norm_eps)
+        return rms_norm(x, scale, config.norm_eps, in_float32=config.norm_in_float32)
+
+    def _block(self, x_BTD: jax.Array, weights: Weights, angles: Angles | None, segments_BT: jax.Array) -> jax.Array:
         x_BTD = checkpoint_name(x_BTD, "block_input")
-        q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, rope)
-        attended_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=segments_BT, backend=self.attention)
+        q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, angles)
+        attended_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, weights, segments_BT)
         return self._add_and_mlp(x_BTD, checkpoint_name(attended_BTNH, "attended"), weights)
 
-    def _project_qkv(self, x_BTD: jax.Array, weights: Weights, rope: Rope) -> tuple[jax.Array, jax.Array, jax.Array]:
-        normed_BTD = rms_norm(x_BTD, weights["attn_norm_D"], self.config.norm_eps)
+    def _project_qkv(
+        self, x_BTD: jax.Array, weights: Weights, angles: Angles | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        config = self.config
+        normed_BTD = self._norm(x_BTD, weights, "attn_norm") if config.pre_norms else x_BTD
         q_BTNH = project("BTD,DNH->BTNH", normed_BTD, weights["q_DNH"], weights.get("q_bias_NH"))
         k_BTKH = project("BTD,DKH->BTKH", normed_BTD, weights["k_DKH"], weights.get("k_bias_KH"))
         v_BTKH = project("BTD,DKH->BTKH", normed_BTD, weights["v_DKH"], weights.get("v_bias_KH"))
-        q_BTNH, k_BTKH = rotate(q_BTNH, *rope), rotate(k_BTKH, *rope)
+        if config.qk_norm != "none":
+            q_BTNH, k_BTKH = self._norm(q_BTNH, weights, "q_norm"), self._norm(k_BTKH, weights, "k_norm")
+        if angles is not None:
+            cos, sin = angles if "rope" not in weights else (x[weights["rope"]] for x in angles)
+            interleaved = any(rope is not None and rope.interleaved for rope in config.ropes)
+            q_BTNH = rotate(q_BTNH, cos, sin, interleaved=interleaved)
+            k_BTKH = rotate(k_BTKH, cos, sin, interleaved=interleaved)
         return constrain(q_BTNH, "BTNH"), constrain(k_BTKH, "BTKH"), constrain(v_BTKH, "BTKH")
 
+    def _scores(self, weights: Weights) -> Scores:
+        window = weights.get("window", self.config.windows[0])
+        return Scores(scale=self.config.query_scale, cap=self.config.score_cap, window=window)
+
+    def _attend(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, weights: Weights, segments_BT: jax.Array
+    ) -> jax.Array:
+        scores = self._scores(weights)
+        return attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=segments_BT, scores=scores, backend=self.attention)
+
     def _add_and_mlp(self, x_BTD: jax.Array, attended_BTNH: jax.Array, weights: Weights) -> jax.Array:
-        x_BTD += project("BTNH,NHD->BTD", attended_BTNH, weights["o_NHD"], weights.get("o_bias_D"))
-        normed_BTD = rms_norm(x_BTD, weights["mlp_norm_D"], self.config.norm_eps)
-        gate_BTF = project("BTD,DF->BTF", normed_BTD, weights["gate_DF"], weights.get("gate_bias_F"))
-        up_BTF = project("BTD,DF->BTF", normed_BTD, weights["up_DF"], weights.get("up_bias_F"))
-        inner_BTF = constrain(activate(gate_BTF, self.config.activation) * up_BTF, "BTF")
-        x_BTD += project("BTF,FD->BTD", inner_BTF, weights["down_FD"], weights.get("down_bias_D"))
+        config = self.config
+
+        def add(x_BTD: jax.Array, out_BTD: jax.Array, part: str) -> jax.Array:
+            if config.post_norms:
+                out_BTD = self._norm(out_BTD, weights, f"{part}_post_norm")
+            return x_BTD + (out_BTD if config.residual_scale == 1 else out_BTD * config.residual_scale)
+
+        x_BTD = add(x_BTD, project("BTNH,NHD->BTD", attended_BTNH, weights["o_NHD"], weights.get("o_bias_D")), "attn")
+        normed_BTD = self._norm(x_BTD, weights, "mlp_norm") if config.pre_norms else x_BTD
+        inner_BTF = project("BTD,DF->BTF", normed_BTD, weights["up_DF"], weights.get("up_bias_F"))
+        if config.gated_mlp:
+            gate_BTF = project("BTD,DF->BTF", normed_BTD, weights["gate_DF"], weights.get("gate_bias_F"))
+            inner_BTF = constrain(activate(gate_BTF, config.activation) * inner_BTF, "BTF")
+        else:
+            inner_BTF = constrain(activate(inner_BTF, config.activation), "BTF")
+        x_BTD = add(x_BTD, project("BTF,FD->BTD", inner_BTF, weights["down_FD"], weights.get("down_bias_D")), "mlp")
         return constrain(x_BTD, "BTD")
+
+
+def _segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """How many tokens the segment of each token has: its last position, and one."""
+
+    def of_row(positions_T: jax.Array, segments_T: jax.Array) -> jax.Array:
+        last = jax.ops.segment_max(positions_T, segments_T, num_segments=len(positions_T) + 1)
+        return last[segments_T] + 1
+
+    return jax.vmap(of_row)(positions_BT, segments_BT)
 
 
 def build(config: ModelConfig, *, dtype: Any, attention: str) -> nnx.GraphDef[Decoder]:
@@ -216,14 +315,6 @@ def random_params(config: ModelConfig, seed: int) -> dict[str, Any]:
         return nnx.to_pure_dict(nnx.state(model))
 
     return make()
-
-
-def _initial(name: str, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
-    if "norm" in name:
-        return nnx.Param(jnp.ones(shape, jnp.float32))
-    if "bias" in name:
-        return nnx.Param(jnp.zeros(shape, jnp.float32))
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 def _rematerialise(body: Callable[..., Any], remat: str) -> Callable[..., Any]:

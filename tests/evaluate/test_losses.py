@@ -15,13 +15,13 @@ from jax_sft.data.dataset import tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.losses import evaluate_losses
 from jax_sft.loss import Tally
-from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build, random_params
+from jax_sft.model.families import read_model_config
 from jax_sft.sharding import make_mesh, shard_params
 from jax_sft.train_step import make_eval_step
 from tests.tiny import CHATML, WIDTHS, tiny_tokenizer, write_conversations
 
-MODEL = ModelConfig.from_hf(
+MODEL = read_model_config(
     {
         "model_type": "llama",
         "vocab_size": 264,

@@ -14,6 +14,7 @@ from jax_sft.config import MeshConfig
 from jax_sft.hf import gguf
 from jax_sft.hf.load import load_model, load_pretrained
 from jax_sft.hf.tokenizer import load_tokenizer
+from jax_sft.model.config import LinearRope, YarnRope
 from jax_sft.sharding import make_mesh
 from tests.hf.models import CHATML, CONTROL, TINY, gguf_name, permuted, reference, tensors, tiny_tokenizer
 
@@ -148,17 +149,23 @@ def test_the_config_is_the_one_that_was_converted(tmp_path: pathlib.Path):
     assert said["rms_norm_eps"] == 1e-5  # not the float32 nearest to it
 
 
-def test_linear_rope_scaling_is_read_and_another_kind_is_refused_by_name(tmp_path: pathlib.Path):
+def test_rope_scaling_is_read_and_an_unknown_kind_is_refused_by_name(tmp_path: pathlib.Path):
     float32 = llama_cpp.GGUFValueType.FLOAT32
     string = llama_cpp.GGUFValueType.STRING
     factor = {"llama.rope.scaling.factor": (4.0, float32)}
     write_gguf(tmp_path / "a.gguf", metadata=factor | {"llama.rope.scaling.type": ("linear", string)})
-    scaling = load_pretrained(tmp_path / "a.gguf").config.rope_scaling
-    assert scaling is not None
-    assert scaling.factor == 4.0
-    write_gguf(tmp_path / "b.gguf", metadata=factor | {"llama.rope.scaling.type": ("yarn", string)})
-    with pytest.raises(ValueError, match=r"b\.gguf: (?s:.*)'yarn' is not modelled"):
-        load_pretrained(tmp_path / "b.gguf")
+    (rope,) = set(load_pretrained(tmp_path / "a.gguf").config.ropes)
+    assert rope is not None
+    assert rope.scaling == LinearRope(factor=4.0)
+    original = {"llama.rope.scaling.original_context_length": (32, llama_cpp.GGUFValueType.UINT32)}
+    write_gguf(tmp_path / "b.gguf", metadata=factor | original | {"llama.rope.scaling.type": ("yarn", string)})
+    (rope,) = set(load_pretrained(tmp_path / "b.gguf").config.ropes)
+    assert rope is not None
+    assert isinstance(rope.scaling, YarnRope)
+    assert (rope.scaling.factor, rope.scaling.original_positions) == (4.0, 32)
+    write_gguf(tmp_path / "c.gguf", metadata=factor | {"llama.rope.scaling.type": ("cubic", string)})
+    with pytest.raises(ValueError, match=r"c\.gguf: (?s:.*)'cubic' is not modelled"):
+        load_pretrained(tmp_path / "c.gguf")
 
 
 def test_where_it_stops_is_eos_and_end_of_turn(tmp_path: pathlib.Path):

@@ -1,5 +1,6 @@
 """The table: every reshape and slice between a file and our tree follows from letters."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,67 +8,74 @@ import numpy as np
 import pytest
 
 from jax_sft.hf import names
-from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params
-from tests.hf.models import TINY
+from tests.hf import family_cases
 
-SIZES = {"L": 2, "D": 4, "F": 5, "N": 4, "K": 2, "H": 3, "V": 7}
-BIASED = TINY | {"attention_bias": True, "mlp_bias": True}
+CONFIGS = {case: family_cases.config_of(case) for case in family_cases.CASES}
+# Every row of every table once; N H is not D, and no two widths are equal where that can be.
+SIZES = {"L": 2, "D": 5, "F": 7, "N": 4, "K": 2, "H": 3, "V": 11}
+ROWS = {rule.row for config in CONFIGS.values() for rule in names.rules(config).values()}
+RULES = [names.Rule(row, SIZES) for row in sorted(ROWS, key=lambda row: (row.path, row.hf))]
 
 
-def shape_of(rule: names.Rule) -> tuple[int, ...]:
-    return tuple(SIZES[letter] for letter in ("L" if rule.stacked else "") + rule.letters)
+def named(rule: names.Rule) -> str:
+    return f"{rule.path}={rule.hf}"
 
 
-@pytest.mark.parametrize("rule", names.TABLE, ids=lambda rule: rule.path)
+@pytest.mark.parametrize("rule", RULES, ids=named)
 def test_to_file_and_back_is_the_same(rule: names.Rule):
-    shape = rule.layer_shape(shape_of(rule))
-    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    x = np.arange(np.prod(rule.layer_shape), dtype=np.float32).reshape(rule.layer_shape)
     there = rule.to_file(x)
-    assert there.shape == rule.file_shape(shape)
+    assert there.shape[1:] == rule.file_shape[1:]
     assert there.flags.c_contiguous
-    np.testing.assert_array_equal(rule.from_file(there, shape), x)
+    np.testing.assert_array_equal(rule.from_file(there, rule.layer_shape), x)
 
 
-@pytest.mark.parametrize("rule", names.TABLE, ids=lambda rule: rule.path)
+@pytest.mark.parametrize("rule", RULES, ids=named)
 def test_any_part_of_ours_is_one_part_of_the_files(rule: names.Rule):
-    shape = rule.layer_shape(shape_of(rule))
+    shape = rule.layer_shape
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     inner = {letter for group in rule.groups for letter in group[1:]}
     choices = [
         [slice(None)] if letter in inner else [slice(None), slice(1, 2), slice(0, size // 2), slice(size // 2, None)]
         for letter, size in zip(rule.letters, shape, strict=True)
     ]
+    sharing = sorted((r for r in RULES if r.hf == rule.hf and r.row.parts == rule.row.parts), key=lambda r: r.row.part)
+    shares = [rule.to_file(x) if r is rule else np.full(r.layer_shape, -1, np.float32) for r in sharing]
+    whole = np.concatenate([r.to_file(s) if r is not rule else s for r, s in zip(sharing, shares, strict=True)])
+    if rule.row.parts:
+        assert whole.shape == rule.file_shape
+    else:
+        whole = rule.to_file(x)
     for slices in itertools.product(*choices):
         part = x[slices]
-        read = rule.to_file(x)[rule.file_slices(slices, shape)]
-        np.testing.assert_array_equal(rule.from_file(read, part.shape), part)
+        np.testing.assert_array_equal(rule.from_file(whole[rule.file_slices(slices)], part.shape), part)
 
 
 def test_a_projection_is_laid_out_as_torch_does_it():
     # y = x @ W.T in torch, with rows of W in the order (head, width)
-    rule = next(r for r in names.TABLE if r.path == "blocks.q_LDNH")
-    w_DNH = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
-    x_D = np.array([1, -2, 3, 0.5], np.float32)
+    rule = next(r for r in RULES if r.path == "blocks.q_LDNH" and not r.row.parts)
+    w_DNH = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
+    x_D = np.array([1, -2, 3, 0.5, 2], np.float32)
     np.testing.assert_allclose(rule.to_file(w_DNH) @ x_D, np.einsum("D,DNH->NH", x_D, w_DNH).reshape(-1))
 
 
 def test_an_axis_inside_another_cannot_be_cut():
-    rule = next(r for r in names.TABLE if r.path == "blocks.q_LDNH")
+    rule = next(r for r in RULES if r.path == "blocks.q_LDNH" and not r.row.parts)
     with pytest.raises(ValueError, match="axis H is inside an axis of .*q_proj"):
-        rule.file_slices((slice(None), slice(None), slice(0, 1)), (4, 4, 3))
+        rule.file_slices((slice(None), slice(None), slice(0, 1)))
 
 
-@pytest.mark.parametrize("config", [TINY, BIASED, TINY | {"tie_word_embeddings": True}])
-def test_the_table_knows_every_parameter_of_the_model(config: dict):
-    abstract = abstract_params(ModelConfig.from_hf(config))
-    rules = [rule for rule, _ in names.leaves(abstract)]
-    assert len(rules) == len(jax.tree.leaves(abstract))
+@pytest.mark.parametrize("case", CONFIGS)
+def test_the_table_knows_every_parameter_of_the_model(case: str):
+    found = names.rules(CONFIGS[case])
+    assert len(found) == len(jax.tree.leaves(abstract_params(CONFIGS[case])))
 
 
 def test_a_parameter_without_a_row_in_the_table_is_named():
-    with pytest.raises(KeyError, match="no row for blocks.gate_norm_LD"):
-        list(names.leaves({"embed_VD": 0, "blocks": {"gate_norm_LD": 0}}))
+    config = dataclasses.replace(CONFIGS["starcoder2"], model_type="llama")
+    with pytest.raises(KeyError, match=r"no row for blocks\.attn_norm_bias_LD"):
+        names.rules(config)
 
 
 def test_folded_names_keep_every_layer():

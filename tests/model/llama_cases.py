@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jax_sft.model.config import ModelConfig
+from jax_sft.model.families import read_model_config
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden" / "llama_logits.npz"
 
@@ -60,7 +61,7 @@ def hf_config(case: str) -> dict[str, Any]:
 
 
 def config_of(case: str) -> ModelConfig:
-    return ModelConfig.from_hf(hf_config(case))
+    return read_model_config(hf_config(case))
 
 
 def params_of(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def params_of(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
     random = np.random.RandomState(seed)
 
     def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return (("norm" in name) + 0.3 * random.standard_normal(shape)).astype(np.float32)
+        return (("norm" in name and "bias" not in name) + 0.3 * random.standard_normal(shape)).astype(np.float32)
 
     shapes = config.shapes
     blocks = shapes.pop("blocks")

@@ -8,34 +8,57 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_sft.model.config import LinearRope, Llama3Rope, ModelConfig
+from jax_sft.model.config import DynamicRope, LinearRope, Llama3Rope, LongRope, ModelConfig, Rope, YarnRope
 from jax_sft.model.decoder import abstract_params, build
+from jax_sft.model.layers import rms_norm
 from tests.model.llama_cases import config_of, params_of, tokens_of
 
-BASE = config_of("base")
+BASE = config_of("base")  # 2 layers, 4 heads of width 4, texts of 24 tokens
 LLAMA3 = Llama3Rope(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_positions=32)
+YARN = YarnRope(factor=4.0, magnitude=1.2, fast_turns=4.0, slow_turns=0.5, original_positions=200, whole_bounds=False)
+LONG = LongRope(
+    short_factors=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5),
+    long_factors=(2.0, 2.1, 2.2, 2.3, 2.4, 2.5),
+    magnitude=1.1,
+    original_positions=20,
+)
 TURNS_TREE = {
     "vocab_size": 32,
     "width": 20,
     "mlp_width": 28,
-    "num_layers": 3,
     "num_heads": 6,
     "num_kv_heads": 4,
     "head_width": 6,
+    "norm": "layer",
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": "head",
+    "gated_mlp": False,
     "qkv_bias": True,
     "output_bias": True,
     "mlp_bias": True,
     "tied_head": False,
 }
 TURNS_LOGITS = [
+    ("windows", (5, 5)),
+    ("windows", (None, 5)),
+    ("windows", (5, None)),
+    ("ropes", (None, None)),
+    ("ropes", (BASE.ropes[0], None)),
+    ("ropes", (None, BASE.ropes[0])),
     ("norm_eps", 1e-2),
-    ("rope_theta", 1e4),
-    ("rope_scaling", LinearRope(factor=2.0)),
-    ("rope_scaling", LLAMA3),
+    ("norm_offset", True),
+    ("query_scale", 1.0),
+    ("score_cap", 0.5),
+    ("logit_cap", 0.5),
+    ("embed_scale", 2.0),
+    ("residual_scale", 0.5),
+    ("logit_scale", 0.5),
     ("activation", "gelu"),
     ("activation", "gelu_tanh"),
 ]
-TURNS_NOTHING = {"max_positions"}  # only says how long prompts may be
+# How long prompts may be, what files look like, and two that have tests of their own.
+TURNS_ELSEWHERE = {"max_positions", "model_type", "norm_in_float32", "num_layers"}
 
 
 def logits_of(config: ModelConfig) -> np.ndarray:
@@ -46,7 +69,7 @@ def logits_of(config: ModelConfig) -> np.ndarray:
 
 
 def test_every_field_is_turned_below():
-    turned = TURNS_TREE.keys() | {name for name, _ in TURNS_LOGITS} | TURNS_NOTHING
+    turned = TURNS_TREE.keys() | {name for name, _ in TURNS_LOGITS} | TURNS_ELSEWHERE
     assert turned == {field.name for field in dataclasses.fields(ModelConfig)}
 
 
@@ -63,9 +86,61 @@ def test_field_moves_the_logits(field, value):
     assert np.abs(logits_of(turned) - logits_of(BASE)).max() > 1e-3
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Llama3Rope)])
-def test_each_number_of_llama3_rope_moves_the_logits(field):
-    turned = dataclasses.replace(LLAMA3, **{field: getattr(LLAMA3, field) * 2})
-    wide = dataclasses.replace(BASE, head_width=12)  # six wavelengths: some in the ramp, some outside
-    plain, changed = (logits_of(dataclasses.replace(wide, rope_scaling=scaling)) for scaling in (LLAMA3, turned))
-    assert np.abs(plain - changed).max() > 1e-4
+def test_every_layer_is_a_layer():
+    more = dataclasses.replace(BASE, num_layers=3, windows=(None,) * 3, ropes=(BASE.ropes[0],) * 3)
+    assert abstract_params(more) != abstract_params(BASE)
+
+
+def test_a_norm_that_is_scaled_in_float32_rounds_once():
+    x_BTD = jnp.asarray(np.random.RandomState(0).standard_normal((1, 9, 64)), jnp.bfloat16)
+    scale_D = jnp.asarray(1 + 0.1 * np.random.RandomState(1).standard_normal(64), jnp.float32)
+    once, twice = (rms_norm(x_BTD, scale_D, 1e-6, in_float32=is_once) for is_once in (True, False))
+    exact = rms_norm(x_BTD.astype(jnp.float32), scale_D, 1e-6)
+    assert once.dtype == twice.dtype == jnp.bfloat16
+    assert np.abs(once.astype(np.float32) - exact).sum() < np.abs(twice.astype(np.float32) - exact).sum()
+
+
+def rotated(rope: Rope) -> np.ndarray:
+    """Logits of wide heads, of which twelve components make six wavelengths: some in a ramp, some outside."""
+    return logits_of(dataclasses.replace(BASE, head_width=14, ropes=(rope,) * 2))
+
+
+WIDE = Rope(theta=100.0, width=12, interleaved=False, scaling=None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("theta", 1e4),
+        ("width", 14),
+        ("interleaved", True),
+        ("scaling", LinearRope(factor=2.0)),
+        ("scaling", DynamicRope(factor=2.0, original_positions=16)),
+        ("scaling", LLAMA3),
+        ("scaling", YARN),
+        ("scaling", LONG),
+    ],
+)
+def test_each_field_of_a_rope_moves_the_logits(field, value):
+    assert np.abs(rotated(dataclasses.replace(WIDE, **{field: value})) - rotated(WIDE)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("scaling", "field", "value"),
+    [
+        (LinearRope(factor=2.0), "factor", 3.0),
+        (DynamicRope(factor=2.0, original_positions=16), "factor", 3.0),
+        (DynamicRope(factor=2.0, original_positions=16), "original_positions", 20),
+        *((LLAMA3, f.name, 2 * getattr(LLAMA3, f.name)) for f in dataclasses.fields(Llama3Rope)),
+        *((YARN, f.name, 2 * getattr(YARN, f.name)) for f in dataclasses.fields(YarnRope) if f.name != "whole_bounds"),
+        (YARN, "whole_bounds", True),
+        (LONG, "long_factors", LONG.short_factors),
+        (LONG, "original_positions", 24),
+        (dataclasses.replace(LONG, original_positions=24), "short_factors", LONG.long_factors),
+        (LONG, "magnitude", 1.2),
+    ],
+)
+def test_each_number_of_a_rope_scaling_moves_the_logits(scaling, field, value):
+    turned = dataclasses.replace(WIDE, scaling=dataclasses.replace(scaling, **{field: value}))
+    plain = dataclasses.replace(WIDE, scaling=scaling)
+    assert np.abs(rotated(plain) - rotated(turned)).max() > 1e-4

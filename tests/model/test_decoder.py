@@ -13,6 +13,7 @@ from jax_sft.config import MeshConfig
 from jax_sft.model import attention as attention_module
 from jax_sft.model.attention import KVCache
 from jax_sft.model.decoder import Decoder, build
+from jax_sft.model.layers import rope_angles
 from jax_sft.sharding import BATCH_AXES, make_mesh, shard_params
 from tests.model.llama_cases import config_of, params_of, tokens_of
 
@@ -123,7 +124,8 @@ def test_scan_equals_a_python_loop_over_layers(case):
             positions_BT = jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32)[None, :], tokens_BT.shape)
             weights = {name: stacked[0] for name, stacked in model._layers().items()}
             x_BTD = model._embed(state) if layer == 0 else state
-            state = model._block(x_BTD, weights, model._rope(positions_BT), jnp.ones_like(tokens_BT))
+            angles = rope_angles(positions_BT, None, config.ropes[layer])
+            state = model._block(x_BTD, weights, angles, jnp.ones_like(tokens_BT))
         exact = state * jax.lax.rsqrt(jnp.square(state).mean(-1, keepdims=True) + config.norm_eps)
         return exact * params["final_norm_D"][None, None]
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from jax_sft.model.decoder import build
+from jax_sft.model.families import read_model_config
 from jax_sft.model.layers import rope_frequencies
 from tests.model import llama_cases
 
@@ -62,8 +63,9 @@ def test_rope_frequencies_equal_transformers_to_one_rounding(case, head_width):
 
     hf = llama_cases.hf_config(case) | {"head_dim": head_width}
     wanted = LlamaRotaryEmbedding(LlamaConfig(**{k: v for k, v in hf.items() if k != "model_type"})).inv_freq.numpy()
-    config = llama_cases.config_of(case)
-    got = rope_frequencies(head_width, config.rope_theta, config.rope_scaling)
+    rope = read_model_config(hf).ropes[0]
+    assert rope is not None
+    got = rope_frequencies(rope)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=2.5e-7)
     assert np.mean(got == wanted) > 0.9

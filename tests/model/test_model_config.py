@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
-import warnings
 
 import jax
 import numpy as np
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jax_sft.model.config import LinearRope, Llama3Rope, ModelConfig
+from jax_sft.model.config import LinearRope, Llama3Rope, Rope
 from jax_sft.model.decoder import abstract_params, build, random_params
+from jax_sft.model.families import FAMILIES, read_model_config, with_both_rope_spellings
+from tests.hf import family_cases
 from tests.model.llama_cases import BASE, CASES, LLAMA3_ROPE, config_of, hf_config
 
 SMOLLM2 = {
@@ -45,18 +47,26 @@ SMOLLM2 = {
 
 
 def test_smollm2_is_read_whole():
-    config = ModelConfig.from_hf(SMOLLM2)
+    config = read_model_config(SMOLLM2)
     assert config.num_params == 134_515_008
     assert (config.num_heads, config.num_kv_heads, config.head_width) == (9, 3, 64)
-    assert (config.rope_theta, config.rope_scaling, config.tied_head) == (100_000.0, None, True)
+    rope = Rope(theta=100_000.0, width=64, interleaved=False, scaling=None)
+    assert (set(config.ropes), set(config.windows), config.tied_head) == ({rope}, {None}, True)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_from_hf_and_to_hf_are_inverses(case):
-    config = config_of(case)
-    written = config.to_hf()
-    assert ModelConfig.from_hf(written) == config
-    assert ModelConfig.from_hf(written).to_hf() == written
+@pytest.mark.parametrize("case", family_cases.CASES)
+def test_a_config_in_both_spellings_says_the_same(case):
+    written = with_both_rope_spellings(family_cases.hf_config(case))
+    assert read_model_config(written) == family_cases.config_of(case)
+
+
+@pytest.mark.parametrize("case", family_cases.CASES)
+def test_what_transformers_writes_is_read_as_the_same_model(case):
+    said = family_cases.hf_config(case)
+    kind = said.pop("model_type")
+    written = CONFIG_MAPPING[kind](**said).to_dict()
+    assert read_model_config(written) == family_cases.config_of(case)
+    assert read_model_config(with_both_rope_spellings(written)) == family_cases.config_of(case)
 
 
 @pytest.mark.parametrize(
@@ -77,46 +87,33 @@ def test_from_hf_and_to_hf_are_inverses(case):
 )
 def test_old_and_new_spelling_of_rope_mean_the_same(old, new, scaling):
     rest = {name: value for name, value in BASE.items() if name != "rope_theta"}
-    config = ModelConfig.from_hf(rest | old)
-    assert config == ModelConfig.from_hf(rest | new)
-    assert (config.rope_theta, config.rope_scaling) == (5e5, scaling)
+    config = read_model_config(rest | old)
+    assert config == read_model_config(rest | new)
+    assert {(rope.theta, rope.scaling) for rope in config.ropes if rope} == {(5e5, scaling)}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_transformers_reads_what_is_written(case):
-    transformers = pytest.importorskip("transformers")
-    written = config_of(case).to_hf()
-    with warnings.catch_warnings(action="ignore"):
-        read = transformers.LlamaConfig(**{k: v for k, v in written.items() if k != "model_type"})
-    assert ModelConfig.from_hf(read.to_dict()) == config_of(case)
-
-
-def test_what_config_json_leaves_out_is_filled_in_as_transformers_does():
-    transformers = pytest.importorskip("transformers")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_config_json_leaves_out_is_filled_in_as_transformers_does(kind):
     sizes = {k: BASE[k] for k in BASE if k.endswith("_size") or (k.startswith("num_") and "key" not in k)}
-    ours = ModelConfig.from_hf({"model_type": "llama", **sizes})
-    assert ours == ModelConfig.from_hf(transformers.LlamaConfig(**sizes).to_dict())
+    sizes |= {"num_key_value_heads": 2, "pad_token_id": 0}
+    ours = read_model_config({"model_type": kind, **sizes})
+    assert ours == read_model_config(CONFIG_MAPPING[kind](**sizes).to_dict())
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("model_type", "qwen2", "model_type = 'qwen2' is not modelled"),
+        ("model_type", "bert", "model_type = 'bert' is not modelled; these are: llama, mistral"),
+        ("model_type", ["llama"], r"model_type = \['llama'\] is not modelled"),
         ("hidden_size", None, "hidden_size is missing"),
-        ("hidden_act", "relu", "hidden_act = 'relu' is not one of"),
+        ("hidden_act", "relu", "hidden_act = 'relu' must be one of"),
         ("pretraining_tp", 2, "pretraining_tp = 2 is not modelled; only 1 is"),
-        ("attention_dropout", 0.1, "attention_dropout = 0.1 is not modelled"),
         ("rope_interleaved", True, "rope_interleaved = True is not modelled"),
         ("sliding_window", 4096, "sliding_window = 4096 is not modelled"),
         ("quantization_config", {"bits": 4}, "quantization_config = .* is not modelled"),
         ("logit_scale", 0.5, "logit_scale = 0.5 is an unknown field; remove it"),
         ("architectures", ["LlamaForSequenceClassification"], "architectures = .* is not modelled"),
-        ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_type = 'dynamic' is not modelled"),
-        (
-            "rope_parameters",
-            {"rope_type": "yarn", "factor": 2.0},
-            "rope_parameters: rope_type = 'yarn' is not modelled",
-        ),
+        ("rope_scaling", {"type": "cubic", "factor": 2.0}, "rope_type = 'cubic' is not modelled"),
         (
             "rope_parameters",
             {"rope_theta": 7.0, "rope_type": "default"},
@@ -131,13 +128,13 @@ def test_what_config_json_leaves_out_is_filled_in_as_transformers_does():
             "high_freq_factor must be greater than low_freq_factor",
         ),
         ("num_key_value_heads", 3, "num_attention_heads = 4 must be a multiple of num_key_value_heads = 3"),
-        ("head_dim", 5, "head_dim = 5 must be even"),
+        ("head_dim", 5, "requires an even rotary dimension, but got `head_dim`=5"),
         ("vocab_size", 0, "vocab_size = 0 must be a whole number of at least 1"),
     ],
 )
 def test_what_is_not_modelled_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=said):
-        ModelConfig.from_hf(BASE | {field: value})
+        read_model_config(BASE | {field: value})
 
 
 @pytest.mark.parametrize(
@@ -154,7 +151,7 @@ def test_what_is_not_modelled_is_refused_by_name(field, value, said):
         ("rope_theta", 0, "rope_theta = 0 must be a number above 0"),
         ("rope_theta", "high", "rope_theta = 'high' must be a number above 0"),
         ("tie_word_embeddings", "false", "tie_word_embeddings = 'false' must be true or false, without quotes"),
-        ("hidden_act", ["silu"], r"hidden_act = \['silu'\] is not one of"),
+        ("hidden_act", ["silu"], r"hidden_act = \['silu'\] must be one of"),
         ("architectures", [["x"]], "architectures = .* is not modelled"),
         ("rope_scaling", "linear", "rope_scaling = 'linear' must be an object like .*linear"),
         ("rope_parameters", [1], r"rope_parameters = \[1\] must be an object like"),
@@ -173,18 +170,18 @@ def test_what_is_not_modelled_is_refused_by_name(field, value, said):
 )
 def test_a_field_of_a_wrong_type_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=f"config.json cannot be followed exactly:\n  {said}"):
-        ModelConfig.from_hf(BASE | {field: value})
+        read_model_config(BASE | {field: value})
 
 
 def test_two_spellings_of_rope_must_agree():
     two, four = ({"rope_type": "linear", "factor": factor} for factor in (2.0, 4.0))
     with pytest.raises(ValueError, match="rope_scaling = .* and rope_parameters = .* differ"):
-        ModelConfig.from_hf(BASE | {"rope_scaling": two, "rope_parameters": four})
+        read_model_config(BASE | {"rope_scaling": two, "rope_parameters": four})
 
 
 def test_all_problems_are_named_at_once():
     with pytest.raises(ValueError, match=r"(?s)logit_scale.*mup") as error:
-        ModelConfig.from_hf(BASE | {"logit_scale": 2.0, "mup": True, "pretraining_tp": 4})
+        read_model_config(BASE | {"logit_scale": 2.0, "mup": True, "pretraining_tp": 4})
     assert str(error.value).count("\n") == 3
 
 
@@ -217,13 +214,21 @@ def test_random_params_come_from_the_seed():
 
 
 def test_train_flops_are_counted_by_hand():
-    config = ModelConfig.from_hf(hf_config("base") | {"num_hidden_layers": 3})
+    config = read_model_config(hf_config("base") | {"num_hidden_layers": 3})
     q_and_o, k_and_v, mlp = 2 * 16 * 16, 2 * 16 * 8, 3 * 16 * 24
     body = 6 * 3 * (q_and_o + k_and_v + mlp) * 100
     head = 6 * 31 * 16 * 40
     attention = 6 * 3 * 4 * 4 * (60**2 + 40**2)
-    got = config.train_flops(tokens=100, predicted_tokens=40, squared_lengths=60**2 + 40**2)
+    got = config.train_flops([60, 40], predicted_tokens=40)
     assert got == body + head + attention
+
+
+def test_a_window_saves_the_attention_that_it_does_not_see():
+    config = read_model_config(hf_config("base"))
+    narrow = dataclasses.replace(config, windows=(10, None))
+    saved = config.train_flops([60, 5], predicted_tokens=0) - narrow.train_flops([60, 5], predicted_tokens=0)
+    # of one layer: the triangle under 60 tokens, less the band of 10; two FLOPs a pair, twice, in three products
+    assert saved == 12 * 4 * 4 * (60**2 / 2 - (10**2 / 2 + 50 * 10))
 
 
 def test_config_is_hashable_and_frozen():

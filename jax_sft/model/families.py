@@ -1,0 +1,532 @@
+"""From a Hugging Face config.json to a ModelConfig: one table of what each model type means.
+
+In: the dict of a config.json, in the spelling of transformers 4 or 5. Out: a ModelConfig that says the same.
+What config.json leaves out is filled in by transformers' own config class of that type. A field that changes the
+arithmetic and is not modelled, or that nobody here knows, is an error with its name: never a silent default.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from jax_sft.model.config import (
+    Activation,
+    DynamicRope,
+    LinearRope,
+    Llama3Rope,
+    LongRope,
+    ModelConfig,
+    Rope,
+    RopeScaling,
+    YarnRope,
+)
+
+# transformers has several names for one function (transformers/activations.py)
+_ACTIVATION_OF_HF: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_COUNTS = (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "use_sliding_window")
+_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+_COMMON = frozenset(
+    (*_SIZES, *_ROPE, "num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings", "model_type")
+)
+# Fields that change the arithmetic where a family reads them; elsewhere, the only values that are followed.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "pretraining_tp": (1,),
+    "rope_interleaved": (False,),
+    "partial_rotary_factor": (1.0,),
+    "sliding_window": (None,),
+    "use_sliding_window": (False,),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "hidden_activation": (None, "gelu_pytorch_tanh"),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (None, False),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_decoder": (False,),
+    "quantization_config": (None,),
+    "pruned_heads": ({},),
+}
+_DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
+# Fields that say nothing about the arithmetic of logits; names that start with "_" are private and ignored too.
+_IRRELEVANT = frozenset(
+    """
+    architectures bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    transformers_version torch_dtype dtype use_cache initializer_range is_llama_config transformers.js_config
+    unsloth_fixed unsloth_version torchscript use_bfloat16 use_return_dict return_dict return_dict_in_generate
+    output_attentions output_hidden_states output_scores chunk_size_feed_forward cross_attention_hidden_size
+    tie_encoder_decoder tokenizer_class prefix task_specific_params problem_type id2label label2id finetuning_task
+    tf_legacy_loss name_or_path max_length min_length do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens attn_implementation
+    auto_map cache_implementation trust_remote_code
+    """.split()  # noqa: SIM905
+)
+
+Said = Any  # transformers' config object of a model type, with everything filled in
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a model type means: its class in transformers, the fields that it reads, and what they say."""
+
+    architecture: str
+    fields: frozenset[str]
+    read: Callable[[Said], dict[str, Any]]
+    interleaved_rope: bool = False
+    has_ropes_by_layer_type: bool = False
+
+
+def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
+    """Read the dict of a config.json, in the spelling of transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
+
+    Raises:
+        ValueError: an unknown model type, fields of a wrong type, or fields that would change the arithmetic and are
+            not modelled; all at once, each by name.
+    """
+    kind = hf.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or not isinstance(kind, str):
+        raise ValueError(f"config.json: model_type = {kind!r} is not modelled; these are: {', '.join(FAMILIES)}")
+    missing = [f"{name} is missing" for name in _SIZES if hf.get(name) is None]
+    problems = missing + _misfits(hf) + _unmodelled(hf, family) + (_rope_problems(hf) or _contradictions(hf))
+    if problems:
+        raise _cannot_be_followed(problems)
+    # Ids of tokens say nothing here, and the defaults of the type may lie outside this vocabulary.
+    ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    arithmetic = {k: v for k, v in hf.items() if k in _COMMON | family.fields and k != "model_type"}
+    try:
+        said = CONFIG_MAPPING[kind](**copy.deepcopy(arithmetic), **ids)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise _cannot_be_followed([" ".join(str(error).split())]) from error
+    head_width = getattr(said, "head_dim", None) or said.hidden_size // said.num_attention_heads
+    ropes = _ropes(said, head_width, interleaved=family.interleaved_rope)
+    activation = getattr(said, "hidden_activation", None) or said.hidden_act
+    usual = {
+        "model_type": kind,
+        "vocab_size": said.vocab_size,
+        "width": said.hidden_size,
+        "mlp_width": said.intermediate_size,
+        "num_layers": said.num_hidden_layers,
+        "num_heads": said.num_attention_heads,
+        "num_kv_heads": said.num_key_value_heads,
+        "head_width": head_width,
+        "max_positions": said.max_position_embeddings,
+        "windows": _windows(said) if "sliding_window" in family.fields else (None,) * said.num_hidden_layers,
+        "ropes": ropes,
+        "norm": "rms",
+        "norm_eps": float(getattr(said, "rms_norm_eps", 0.0)),
+        "norm_offset": False,
+        "norm_in_float32": False,
+        "pre_norms": True,
+        "post_norms": False,
+        "qk_norm": "none",
+        "query_scale": head_width**-0.5,
+        "score_cap": None,
+        "logit_cap": None,
+        "embed_scale": 1.0,
+        "residual_scale": 1.0,
+        "logit_scale": 1.0,
+        "activation": _ACTIVATION_OF_HF[activation],
+        "gated_mlp": True,
+        "qkv_bias": False,
+        "output_bias": False,
+        "mlp_bias": False,
+        "tied_head": said.tie_word_embeddings,
+    }
+    return ModelConfig(**usual | family.read(said))
+
+
+def _llama(said: Said) -> dict[str, Any]:
+    bias = said.attention_bias
+    return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": getattr(said, "mlp_bias", False)}
+
+
+def _mistral(said: Said) -> dict[str, Any]:
+    del said
+    return {}
+
+
+def _qwen2(said: Said) -> dict[str, Any]:
+    del said
+    return {"qkv_bias": True}
+
+
+def _qwen3(said: Said) -> dict[str, Any]:
+    return _llama(said) | {"qk_norm": "head"}
+
+
+def _gemma(said: Said) -> dict[str, Any]:
+    return _llama(said) | {
+        "norm_offset": True,
+        "norm_in_float32": True,
+        "embed_scale": math.sqrt(said.hidden_size),
+    }
+
+
+def _gemma2(said: Said) -> dict[str, Any]:
+    return _gemma(said) | {
+        "post_norms": True,
+        "query_scale": said.query_pre_attn_scalar**-0.5,
+        "score_cap": said.attn_logit_softcapping,
+        "logit_cap": said.final_logit_softcapping,
+    }
+
+
+def _gemma3(said: Said) -> dict[str, Any]:
+    return _gemma2(said) | {"qk_norm": "head"}
+
+
+def _olmo2(said: Said) -> dict[str, Any]:
+    return _llama(said) | {"norm_in_float32": True, "pre_norms": False, "post_norms": True, "qk_norm": "width"}
+
+
+def _granite(said: Said) -> dict[str, Any]:
+    return _llama(said) | {
+        "query_scale": float(said.attention_multiplier),
+        "embed_scale": float(said.embedding_multiplier),
+        "residual_scale": float(said.residual_multiplier),
+        "logit_scale": 1.0 / said.logits_scaling,
+    }
+
+
+def _glm(said: Said) -> dict[str, Any]:
+    return {"qkv_bias": said.attention_bias}
+
+
+def _glm4(said: Said) -> dict[str, Any]:
+    return _glm(said) | {"post_norms": True}
+
+
+def _starcoder2(said: Said) -> dict[str, Any]:
+    bias = said.use_bias
+    return {
+        "norm": "layer",
+        "norm_eps": float(said.norm_epsilon),
+        "gated_mlp": False,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": bias,
+    }
+
+
+_RMS = frozenset({"rms_norm_eps"})
+_PLAIN = _RMS | {"hidden_act"}
+_BIASED = _PLAIN | {"attention_bias", "mlp_bias"}
+_WINDOWS = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
+_GEMMA = _RMS | {"attention_bias", "hidden_activation"}
+_GEMMA2 = _GEMMA | {"query_pre_attn_scalar", "sliding_window", "layer_types", "final_logit_softcapping"}
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("LlamaForCausalLM", _BIASED, _llama),
+    "mistral": Family("MistralForCausalLM", _PLAIN | {"sliding_window"}, _mistral),
+    "ministral": Family("MinistralForCausalLM", _PLAIN | {"sliding_window", "layer_types"}, _mistral),
+    "qwen2": Family("Qwen2ForCausalLM", _RMS | {"hidden_act"} | _WINDOWS, _qwen2),
+    "qwen3": Family("Qwen3ForCausalLM", _PLAIN | {"attention_bias"} | _WINDOWS, _qwen3),
+    "gemma": Family("GemmaForCausalLM", (_GEMMA - {"hidden_activation"}) | {"hidden_act"}, _gemma),
+    "gemma2": Family("Gemma2ForCausalLM", _GEMMA2 | {"attn_logit_softcapping"}, _gemma2),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _GEMMA2 | {"rope_local_base_freq", "sliding_window_pattern"},
+        _gemma3,
+        has_ropes_by_layer_type=True,
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        _BIASED | {"no_rope_layers", "no_rope_layer_interval"} | _WINDOWS,
+        _llama,
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        _PLAIN | {"partial_rotary_factor", "original_max_position_embeddings", "sliding_window"},
+        _mistral,
+    ),
+    "olmo2": Family("Olmo2ForCausalLM", _PLAIN | {"attention_bias"}, _olmo2),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        _PLAIN | {"attention_bias", "sliding_window", "layer_types"},
+        _olmo2,
+        has_ropes_by_layer_type=True,
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        _BIASED | {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"},
+        _granite,
+    ),
+    "glm": Family("GlmForCausalLM", _PLAIN | {"attention_bias", "partial_rotary_factor"}, _glm, interleaved_rope=True),
+    "glm4": Family(
+        "Glm4ForCausalLM", _PLAIN | {"attention_bias", "partial_rotary_factor"}, _glm4, interleaved_rope=True
+    ),
+    "starcoder2": Family(
+        "Starcoder2ForCausalLM", frozenset({"hidden_act", "norm_epsilon", "use_bias", "sliding_window"}), _starcoder2
+    ),
+}
+
+
+def dropouts(hf: Mapping[str, Any]) -> dict[str, float]:
+    """The dropouts that a config.json asks for in training; none is applied here, and none changes logits."""
+    return {name: hf[name] for name in _DROPOUTS if hf.get(name)}
+
+
+def with_both_rope_spellings(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that readers of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) agree on.
+
+    One with rotary positions by layer type is left as it is: the two spellings have different defaults there.
+    """
+    new, old = hf.get("rope_parameters"), hf.get("rope_scaling")
+    if new and not _is_by_layer_type(new):
+        scaling = {k: v for k, v in new.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        is_plain = scaling.get("rope_type", "default") == "default"
+        theta = {"rope_theta": new["rope_theta"]} if new.get("rope_theta") is not None else {}
+        share = {k: new[k] for k in ("partial_rotary_factor",) if k in new and k not in hf}
+        return {"rope_scaling": None if is_plain else scaling} | theta | share | dict(hf)
+    if new is None and hf.get("rope_theta") is not None and not FAMILIES[hf["model_type"]].has_ropes_by_layer_type:
+        share = {k: hf[k] for k in ("partial_rotary_factor",) if hf.get(k) is not None}
+        kind = {"rope_type": (old or {}).get("type", "default")} | {k: v for k, v in (old or {}).items() if k != "type"}
+        return dict(hf) | {"rope_parameters": {"rope_theta": hf["rope_theta"], **kind, **share}}
+    return dict(hf)
+
+
+def _cannot_be_followed(problems: list[str]) -> ValueError:
+    return ValueError("config.json cannot be followed exactly:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _misfits(hf: Mapping[str, Any]) -> list[str]:
+    """Fields of a wrong type or range; one that is null counts as left out."""
+    acts = ("hidden_act", "hidden_activation")
+    numbers = ("rms_norm_eps", "norm_epsilon", "rope_theta", "logits_scaling", "query_pre_attn_scalar")
+    wanted: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
+        (_COUNTS, lambda x: _is_positive(x) and isinstance(x, int), "a whole number of at least 1, without quotes"),
+        (numbers, _is_positive, "a number above 0, without quotes"),
+        (acts, lambda x: x in [*_ACTIVATION_OF_HF], f"one of {', '.join(_ACTIVATION_OF_HF)}"),
+        (_SWITCHES, lambda x: isinstance(x, bool), "true or false, without quotes"),
+        (_ROPE[1:], lambda x: isinstance(x, Mapping), 'an object like {"rope_type": "linear", "factor": 2.0}'),
+    ]
+    return [
+        f"{name} = {hf[name]!r} must be {what}"
+        for names, fits, what in wanted
+        for name in names
+        if hf.get(name) is not None and not fits(hf[name])
+    ]
+
+
+def _unmodelled(hf: Mapping[str, Any], family: Family) -> list[str]:
+    """Fields that change the arithmetic and have no place in `ModelConfig`."""
+    problems = []
+    for name, value in hf.items():
+        if name in family.fields or name in _COMMON or name in _IRRELEVANT or name.startswith("_") or value is None:
+            continue
+        if name in _DROPOUTS:
+            continue
+        if name == "layer_types":
+            if any(kind != "full_attention" for kind in value):
+                problems.append(f"layer_types = {value!r} is not modelled for this model type")
+        elif name in _FIXED:
+            if value not in _FIXED[name]:
+                problems.append(f"{name} = {value!r} is not modelled; only {_FIXED[name][-1]!r} is")
+        else:
+            problems.append(f"{name} = {value!r} is an unknown field; remove it if it has no effect on the logits")
+    architectures = hf.get("architectures") or []
+    modelled = [family.architecture, family.architecture.replace("Llama", "LLaMA")]
+    if not isinstance(architectures, list) or any(name not in modelled for name in architectures):
+        problems.append(f"architectures = {architectures!r} is not modelled; only [{family.architecture!r}] is")
+    return problems
+
+
+_SCALINGS: dict[str, tuple[set[str], set[str]]] = {  # numbers that a kind of rope must have, and those it may have
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, set()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, {"original_max_position_embeddings"}),
+    "yarn": (
+        set(),
+        {
+            "original_max_position_embeddings",
+            "factor",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        },
+    ),
+    "longrope": (
+        {"short_factor", "long_factor"},
+        {"original_max_position_embeddings", "factor", "attention_factor"},
+    ),
+}
+
+
+def _rope_problems(hf: Mapping[str, Any]) -> list[str]:
+    """Kinds of rope that are not known, and numbers that a kind lacks or does not have."""
+    problems = []
+    for name in ("rope_scaling", "rope_parameters"):
+        given = hf.get(name)
+        if not isinstance(given, Mapping):
+            continue
+        sets = (
+            {f"{name}.{k}": v for k, v in given.items() if v is not None} if _is_by_layer_type(given) else {name: given}
+        )
+        for place, said in sets.items():
+            if not isinstance(said, Mapping):
+                problems.append(f'{place} = {said!r} must be an object like {{"rope_type": "default", ...}}')
+                continue
+            kind = _kind_of_rope(said, hf["model_type"])
+            if kind not in [*_SCALINGS]:  # a list: it may be what no dict can look up
+                problems.append(f"{place}: rope_type = {kind!r} is not modelled; only {', '.join(_SCALINGS)} are")
+                continue
+            must, may = _SCALINGS[kind]
+            numbers = _numbers_of_rope(said)
+            odd = must - set(numbers) | set(numbers) - must - may
+            odd |= {k for k, v in numbers.items() if not _fits_rope(k, v)}
+            if odd:
+                problems.append(
+                    f"{place}: {', '.join(sorted(odd))} missing, unknown or not a number above 0 for rope_type {kind!r}"
+                )
+            elif kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+                problems.append(f"{place}: high_freq_factor must be greater than low_freq_factor")
+    return problems
+
+
+def _fits_rope(name: str, value: Any) -> bool:
+    if name in ("short_factor", "long_factor"):
+        return isinstance(value, list) and all(map(_is_positive, value))
+    return isinstance(value, bool) if name == "truncate" else _is_positive(value)
+
+
+def _kind_of_rope(said: Mapping[str, Any], model_type: str) -> Any:
+    kind = said.get("rope_type", said.get("type", "default"))
+    return "longrope" if model_type == "phi3" and kind in ("su", "yarn") else kind  # its names of the first days
+
+
+def _numbers_of_rope(said: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+    return {k: v for k, v in said.items() if k not in names and v is not None}
+
+
+def _contradictions(hf: Mapping[str, Any]) -> list[str]:
+    """The same thing said twice, differently: rope in the old and in the new spelling."""
+    new, old = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    if not isinstance(new, Mapping) or not isinstance(old, Mapping) or _is_by_layer_type(new):
+        return []
+    problems = []
+    said = [new.get("rope_theta"), old.get("rope_theta"), hf.get("rope_theta")]
+    problems += [
+        f"rope_theta = {theta!r} in rope_parameters or rope_scaling must be a number above 0, without quotes"
+        for theta in said[:2]
+        if theta is not None and not _is_positive(theta)
+    ]
+    thetas = {float(theta) for theta in said if _is_positive(theta)}
+    if len(thetas) > 1:
+        problems.append(f"rope_theta has several values, {sorted(thetas)}, at the top and in rope_parameters; keep one")
+    if new and old and _scaling_of(new) != _scaling_of(old):
+        problems.append(f"rope_scaling = {dict(old)} and rope_parameters = {dict(new)} differ; keep one of them")
+    return problems
+
+
+def _scaling_of(said: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in said.items() if k not in ("rope_theta", "type", "partial_rotary_factor")}
+    return {"rope_type": said.get("type", "default")} | kept
+
+
+def _is_by_layer_type(rope_parameters: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in rope_parameters.values())
+
+
+def _layer_types(said: Said) -> list[str]:
+    kinds = getattr(said, "layer_types", None)
+    if not kinds:
+        kinds = ["full_attention" if said.sliding_window is None else "sliding_attention"] * said.num_hidden_layers
+    return kinds
+
+
+def _windows(said: Said) -> tuple[int | None, ...]:
+    return tuple(said.sliding_window if kind == "sliding_attention" else None for kind in _layer_types(said))
+
+
+def _ropes(said: Said, head_width: int, *, interleaved: bool) -> tuple[Rope | None, ...]:
+    """Rotary positions of each layer."""
+    given = said.rope_parameters
+    by_type = given if _is_by_layer_type(given) else None
+    read: dict[str, Rope] = {}
+    for kind, parameters in (by_type or {"": given}).items():
+        read[kind] = Rope(
+            theta=float(parameters["rope_theta"]),
+            width=int(head_width * (parameters.get("partial_rotary_factor") or 1.0)),
+            interleaved=interleaved,
+            scaling=_rope_scaling(parameters, said.max_position_embeddings),
+        )
+    kinds = _layer_types(said) if by_type else [""] * said.num_hidden_layers
+    has_rope = getattr(said, "no_rope_layers", None) or [1] * len(kinds)
+    return tuple(read[kind] if has else None for kind, has in zip(kinds, has_rope, strict=False))
+
+
+def _rope_scaling(parameters: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+    """What transformers/modeling_rope_utils.py makes of one set of rope parameters."""
+    numbers = _numbers_of_rope(parameters)
+    original = int(numbers.get("original_max_position_embeddings", max_positions))
+    factor = float(numbers.get("factor", max_positions / original))
+    match parameters["rope_type"]:
+        case "linear":
+            return LinearRope(factor=factor)
+        case "dynamic":
+            return DynamicRope(factor=factor, original_positions=max_positions)
+        case "llama3":
+            return Llama3Rope(
+                factor=factor,
+                low_frequency_factor=float(numbers["low_freq_factor"]),
+                high_frequency_factor=float(numbers["high_freq_factor"]),
+                original_positions=original,
+            )
+        case "yarn":
+            return YarnRope(
+                factor=factor,
+                magnitude=_yarn_magnitude(factor, numbers),
+                fast_turns=float(numbers.get("beta_fast", 32)),
+                slow_turns=float(numbers.get("beta_slow", 1)),
+                original_positions=original,
+                whole_bounds=numbers.get("truncate", True),
+            )
+        case "longrope":
+            natural = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+            return LongRope(
+                short_factors=tuple(map(float, numbers["short_factor"])),
+                long_factors=tuple(map(float, numbers["long_factor"])),
+                magnitude=float(numbers.get("attention_factor", natural)),
+                original_positions=original,
+            )
+    return None
+
+
+def _yarn_magnitude(factor: float, numbers: Mapping[str, Any]) -> float:
+    def natural(share: float) -> float:
+        return 0.1 * share * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if numbers.get("attention_factor") is not None:
+        return float(numbers["attention_factor"])
+    if numbers.get("mscale") and numbers.get("mscale_all_dim"):
+        return natural(numbers["mscale"]) / natural(numbers["mscale_all_dim"])
+    return natural(1.0)
