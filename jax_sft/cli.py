@@ -41,12 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(None, "interrupted")
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-            raise
-        first_line = str(error).splitlines()[0]
-        return _fail(error, f"out of memory: {first_line}. {_LESS_MEMORY}")
+        first_line = (str(error).splitlines() or [""])[0]
+        if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
+            return _fail(error, f"out of memory: {first_line}. {_LESS_MEMORY}")
+        if any(word in str(error) for word in _OTHERS_GONE) and os.environ.get("JAX_COORDINATOR_ADDRESS"):
+            return _fail(
+                error,
+                f"another process of this run ended or cannot be reached ({first_line}); see its last message, then "
+                "start all of them again: they go on from the newest checkpoint",
+            )
+        raise
 
 
+_OTHERS_GONE = ("Gloo", "gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "NCCL", "coordination service")
 _LESS_MEMORY = (
     "Raise train.accumulation (smaller micro-batches), set train.remat = 'full', lower data.max_length or "
     "train.loss_chunk_tokens, or spread the weights over more devices with mesh.fsdp"
@@ -162,6 +169,11 @@ def _fail(error: BaseException | None, message: str) -> int:
 
         traceback.print_exception(error)
     print(f"jax-sft: {message}", file=sys.stderr)
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") and "jax" in sys.modules:
+        # The usual way out would wait a minute for processes that are themselves waiting for this one, and then abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_USER_ERROR)
     return EXIT_USER_ERROR
 
 
@@ -170,11 +182,18 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     workdir = options.workdir or run.workdir
     if not workdir:
         raise ValueError("no workdir: pass --workdir W, or set it in the config")
-    _start_distributed()
-    from jax_sft.train_loop import train
+    from jax_sft.signals import Signals, StoppedError
 
-    command = shlex.join(["jax-sft", *sys.argv[1:]])
-    outcome = train(run, pathlib.Path(workdir), command=command)
+    try:
+        with Signals() as signals:  # from the first second on: jax alone takes some to start
+            _start_distributed()
+            from jax_sft.train_loop import train
+
+            signals.stop_if_received()
+            outcome = train(run, pathlib.Path(workdir), command=shlex.join(["jax-sft", *sys.argv[1:]]))
+    except StoppedError:
+        print("jax-sft: stopped before anything was done; start again to go on", file=sys.stderr)
+        return EXIT_TRY_AGAIN
     if not outcome.finished:
         return EXIT_TRY_AGAIN
     import jax
@@ -182,8 +201,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     if jax.process_index() > 0:
         return EXIT_OK
     if outcome.before and outcome.after:
-        fall = 1 - outcome.after.loss / outcome.before.loss
-        print(f"validation loss {outcome.before.loss:.4f} -> {outcome.after.loss:.4f} ({fall:.1%} lower)")
+        change = outcome.after.loss / outcome.before.loss - 1
+        told = f"{abs(change):.1%} {'lower' if change < 0 else 'higher'}"
+        print(f"validation loss {outcome.before.loss:.4f} -> {outcome.after.loss:.4f} ({told})")
     print(f"exported to {outcome.export}")
     return EXIT_OK
 
@@ -204,10 +224,19 @@ def _start_distributed() -> None:
     missing = [name for name in names if not os.environ.get(name, "").isdigit()]
     if missing:
         raise ValueError(f"JAX_COORDINATOR_ADDRESS is set, but {' and '.join(missing)} is not a number; set all three")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} must be host:port, the same on every process")
     import jax
 
     count, number = (int(os.environ[name]) for name in names)
-    jax.distributed.initialize(address, num_processes=count, process_id=number)
+    try:
+        jax.distributed.initialize(address, num_processes=count, process_id=number)
+    except RuntimeError as error:
+        raise ValueError(
+            f"process {number} of {count} could not join the others at {address}: {str(error).splitlines()[0]}; start "
+            "all of them, with one address and each its own JAX_PROCESS_ID"
+        ) from error
 
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:

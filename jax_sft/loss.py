@@ -8,7 +8,6 @@ Letters: B row, T position, P predicted position, D width, V vocabulary; Z devic
 of a chunk, O source of data.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -146,8 +145,7 @@ def _chunk_size(tokens: int, chunk_tokens: int) -> int:
     return min(sizes, key=lambda size: (-(-tokens // size) * size, -size))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _weighted_nll(
+def _forward_alone(
     h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array, logit_cap: float | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32."""
@@ -160,6 +158,9 @@ def _weighted_nll(
 
     _, (nll_XZC, hit_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC))
     return (weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC
+
+
+_weighted_nll = jax.custom_vjp(_forward_alone, nondiff_argnums=(4,))
 
 
 def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, logit_cap: float | None) -> tuple[Any, Any]:

@@ -44,7 +44,7 @@ def write_manifest(
     starts = []
     if path.exists():
         try:
-            starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+            starts = list(map(dict, json.loads(path.read_text(encoding="utf-8"))["starts"]))
         except (ValueError, KeyError, TypeError):
             _log.warning("%s is damaged; it is written anew, without the earlier starts", path)
     versions = {"python": platform.python_version()}

@@ -1,15 +1,16 @@
 """Ctrl-C and SIGTERM: waited with until the end of a step, or passed on to all processes.
 
 In: signals of the operating system. Out: a flag that the training loop reads each step, or an exception.
+Imports no jax, so that the door can listen before it starts what takes seconds.
 """
 
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any, Self
 
-import jax
 from tqdm import tqdm
 
 
@@ -29,15 +30,24 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        together = jax.distributed.is_initialized()
         with contextlib.suppress(ValueError):  # not the main thread: the host program keeps its own handlers
-            for number in (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._pass_on if together else self._on_signal)
+            for number in (signal.SIGINT,) if _runs_together() else (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if number == signal.SIGINT or not _runs_together():  # else it has become JAX's
+                signal.signal(number, handler)
+
+    def stop_if_received(self) -> None:
+        """Raise what a signal raised before: an exception can be lost where Python cannot pass it on (in a callback).
+
+        Raises:
+            StoppedError: a signal was received.
+        """
+        if self.received:
+            raise StoppedError
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
@@ -49,13 +59,18 @@ class Signals:
             self._collects = False
 
     def _on_signal(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT and _runs_together():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        is_second, self.received = self.received, True
         if not self._collects:
             raise StoppedError
-        if self.received and number == signal.SIGINT:
+        if is_second and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = True
         tqdm.write("\nstopping: saving after this step (Ctrl-C again ends at once)")
 
-    def _pass_on(self, number: int, _: Any) -> None:
-        del number
-        os.kill(os.getpid(), signal.SIGTERM)
+
+def _runs_together() -> bool:
+    """Whether this process is one of several; asks jax only if it is there already."""
+    jax = sys.modules.get("jax")
+    return jax is not None and hasattr(jax, "distributed") and jax.distributed.is_initialized()

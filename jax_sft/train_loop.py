@@ -6,27 +6,30 @@ Called again on the same workdir, it goes on where the last good checkpoint left
 
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig
 from jax_sft.data.chat import ChatTemplate
-from jax_sft.data.dataset import TokenizedSet, check_context, tokenize
+from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.export import training_facts, write_export
 from jax_sft.generate import Sampling
+from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_params, load_pretrained
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
@@ -102,9 +105,13 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: Sign
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{workdir}: cannot be made a workdir ({error.strerror}); name another folder") from error
+    with _alone(workdir):
+        return _train_alone(config, workdir, command, signals, started)
+
+
+def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals: Signals, started: float) -> Outcome:
     check_shard_size(config.export.max_shard_size)
-    if jax.process_index() == 0:
-        check_destination(workdir / "export")
+    _first_process_does(lambda: check_destination(workdir / "export"), what="what the first process checks first")
     mesh = make_mesh(config.mesh)
     base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
     for name, value in dropouts(base.hf_config).items():
@@ -173,7 +180,48 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: Sign
             config=config.to_dict(),
         )
         with contextlib.closing(checkpoints), contextlib.closing(metrics):
+            signals.stop_if_received()
             return _steps(run, state, metrics, rows, start_step, progress, signals, started)
+
+
+def _first_process_does(check: Callable[[], None], *, what: str) -> None:
+    """Let process 0 check, and all processes stop if it fails: the others would wait for it in vain.
+
+    Raises:
+        ValueError: of the check, on process 0; elsewhere one that points there.
+    """
+    failure = None
+    if jax.process_index() == 0:
+        try:
+            check()
+        except ValueError as error:
+            failure = error
+    if jax.process_count() > 1 and not multihost_utils.broadcast_one_to_all(np.int32(failure is None)):
+        raise failure or ValueError(f"process {jax.process_index()}: {what} failed; see the message of process 0")
+    if failure is not None:
+        raise failure
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """One run at a time works in a workdir; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: another run works there.
+    """
+    if jax.process_index() > 0:
+        yield
+        return
+    with (workdir / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{workdir}: another run is at work there; wait for it, or name another workdir"
+            ) from error
+        except OSError:
+            _log.warning("%s: cannot be locked on this file system; see that no other run uses it", workdir)
+        yield
 
 
 def load_sets(
@@ -220,8 +268,11 @@ def _validation_loader(config: RunConfig, validation_set: TokenizedSet, sources:
 
 def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
     """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
-    return {
+    # What the data's hash is made of is said beside it, so that a difference has a name.
+    options = {f"data.{name}": getattr(config.data, name) for name in OPTIONS}
+    return options | {
         "model": dataclasses.asdict(base.config),
+        "model.weights": weights_sample(base.path),
         "model.dtype": config.model.dtype,
         "data": train_set.fingerprint,
         "data.max_length": config.data.max_length,
@@ -285,6 +336,7 @@ def _steps(
     config, total = run.config, run.loader.total_steps
     if start_step in (0, progress.owed_step):
         progress.evaluate(run, state.params, metrics, start_step)
+        signals.stop_if_received()
     log = StepLog(
         metrics,
         loader=run.loader,
@@ -326,7 +378,9 @@ def _steps(
                 if save_now or best_loss is not None:
                     loss = progress.after.loss if progress.after and progress.after_step == done else None
                     run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
+                    stop = stop or signals.received  # it came during the evaluation, and this step is saved
             if stop:
+                run.checkpoints.wait()
                 break
     if progress.skipped_steps:
         _log.warning("%d steps were skipped: their loss or gradient was not finite", progress.skipped_steps)

@@ -1,6 +1,7 @@
 """Whole runs of a tiny model: what they leave behind, and that stopping, killing and moving them changes nothing."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_sft.signals import Signals
+from jax_sft.sharding import make_mesh
+from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import NonFiniteLossError
 from jax_sft.train_loop import train
-from tests.tiny import run_config, write_conversations
+from tests.tiny import run_config, write_conversations, write_model
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 LAUNCHER = """
@@ -37,9 +39,11 @@ sys.exit(0 if outcome.finished else 75)
 class Signalled(Signals):
     """A signal came during the first step."""
 
-    def __init__(self):
-        super().__init__()
-        self.received = True
+    @contextlib.contextmanager
+    def collected(self):
+        with super().collected():
+            self.received = True
+            yield
 
 
 def losses(workdir):
@@ -195,6 +199,78 @@ def test_a_signal_in_the_last_step_saves_at_once_and_leaves_the_evaluation_to_th
     outcome = train(config, workdir, command="test")
     assert outcome.finished
     assert outcome.after.loss < outcome.before.loss
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_leaves_with_75_and_a_second_one_ends_at_once(folder):
+    long = ("train.steps=4000", "checkpoint.every_steps=100000", "data.validation=()")
+    process = start(folder, folder / "interrupted", *long)
+    first_step = folder / "interrupted" / "metrics.jsonl"
+    wait_for(lambda: first_step.exists() and first_step.stat().st_size, process, "the first step")
+    process.send_signal(signal.SIGINT)
+    finish(process, status=75)
+    done = losses(folder / "interrupted")[-1][0]
+    again = start(folder, folder / "interrupted", *long)
+    wait_for(lambda: losses(folder / "interrupted")[-1][0] > done, again, "a step after the resume")
+    assert losses(folder / "interrupted")[done][0] == done + 1
+    again.send_signal(signal.SIGINT)
+    finish(again, status=75)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_saves_and_ends_both_with_75(folder, number):
+    long = ("train.steps=4000", "checkpoint.every_steps=100000", "data.validation=()", "mesh.fsdp=2")
+    workdir = folder / f"together-{number}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    both = [start(folder, workdir, *long, **together, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    first_step = workdir / "metrics.jsonl"
+    wait_for(lambda: first_step.exists() and first_step.stat().st_size, both[0], "the first step")
+    both[1].send_signal(number)
+    for process in both:
+        finish(process, status=75)
+    assert f"{losses(workdir)[-1][0]:08d}" in {p.name for p in (workdir / "checkpoints").iterdir()}
+
+
+def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(folder, monkeypatch):
+    """Python cannot pass on what a handler raises inside a callback of the garbage collector; the flag stays."""
+
+    def lose(run, *_):
+        with contextlib.suppress(StoppedError):
+            signal.raise_signal(signal.SIGTERM)
+        return make_mesh(run)
+
+    monkeypatch.setattr("jax_sft.train_loop.make_mesh", lose)
+    outcome = train(run_config(folder), folder / "lost", command="test")
+    assert not outcome.finished
+    assert not (folder / "lost" / "metrics.jsonl").read_text()
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(folder, tmp_path):
+    with (tmp_path / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another run is at work there; wait for it, or name another"):
+            train(run_config(folder), tmp_path, command="test")
+
+
+def test_other_weights_or_other_data_options_are_no_resume_and_are_named(folder, tmp_path):
+    train(run_config(folder, "train.steps=1"), tmp_path / "w", command="test")
+    write_model(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match=r"model\.weights"):
+        train(run_config(folder, "train.steps=1", f"model.path={tmp_path / 'other'}"), tmp_path / "w", command="test")
+    with pytest.raises(ValueError, match=r"data\.train_turns: 'all' when saved, 'last' now"):
+        train(run_config(folder, "train.steps=1", "data.train_turns=last"), tmp_path / "w", command="test")
+
+
+@pytest.mark.parametrize("starts", ["null", "3", '"text"', "[1]"])
+def test_a_manifest_with_damaged_starts_is_written_anew(folder, tmp_path, starts, caplog):
+    (tmp_path / "manifest.json").write_text(f'{{"starts": {starts}}}')
+    train(run_config(folder, "train.steps=1"), tmp_path, command="test")
+    assert "is damaged; it is written anew" in caplog.text
+    assert len(json.loads((tmp_path / "manifest.json").read_text())["starts"]) == 1
 
 
 def test_a_signal_before_the_first_step_leaves_with_75_at_once(folder):

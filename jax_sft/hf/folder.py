@@ -5,6 +5,7 @@ it, or a `ValueError` with the way out. Downloads go to the hub's own cache; HF_
 """
 
 import difflib
+import hashlib
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ from huggingface_hub import errors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 INDEX = "model.safetensors.index.json"
+_SAMPLE_BYTES = 64 * 2**10
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
@@ -68,6 +70,19 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
             f"{', ...' if len(gone) > 5 else ''}); copy or download the rest of the model"
         )
     return [folder / name for name in names]
+
+
+def weights_sample(path: pathlib.Path) -> str:
+    """A hash that tells the weights of one model from another's: sizes and some parts of each file, not all of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [path] if path.is_file() else weight_files(path):
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as opened:
+            for eighth in range(8):
+                opened.seek(eighth * size // 8)
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _near(path: pathlib.Path) -> str:

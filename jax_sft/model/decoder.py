@@ -182,7 +182,10 @@ class Decoder(nnx.Module):
         """Cosine and sine of every kind of rope that the layers have: [B, T, 1, H / 2], with several R in front."""
         kinds = self._rope_kinds()
         lengths_BT = lengths() if any(rope is not None and depends_on_length(rope) for rope in kinds) else None
-        turned = {rope: rope_angles(positions_BT, lengths_BT, rope) for rope in kinds if rope is not None}
+        turned: dict[Rope | None, Angles] = {}
+        for rope in kinds:
+            if rope is not None:
+                turned[rope] = rope_angles(positions_BT, lengths_BT, rope)
         if not turned:
             return None
         cos_BT1H, sin_BT1H = next(iter(turned.values()))
