@@ -242,9 +242,11 @@ class Checkpoints:
                 host = self._host_notes(step)
                 self._compare_fingerprint(step, host["fingerprint"])
                 loaded = load(step, host["extra"])
-            except FingerprintError:
+            except (FingerprintError, MemoryError):
                 raise
-            except Exception as error:  # noqa: BLE001  whatever a damaged file makes Orbax raise
+            except Exception as error:
+                if "RESOURCE_EXHAUSTED" in str(error):  # no fault of the checkpoint
+                    raise
                 problem = f"it cannot be restored ({type(error).__name__}: {str(error).splitlines()[0][:300]})"
             if self._agreed(int(problem is not None), any_process=True) == 0:
                 self._rejected = self._agreed_list([s for s in candidates if s > step])

@@ -41,7 +41,8 @@ _PEAK_FLOPS = {
 class Metrics:
     """Writers of one run, opened for appending; lines past `start_step` (of a run that was cut off) are removed.
 
-    `start_step` is None where nothing was restored: then all lines are.
+    `start_step` is None where nothing was restored: then all lines are. Of `owed_step` the evaluation is made up for
+    now, so what an earlier start may have written of it is removed too.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Metrics:
         workdir: pathlib.Path,
         *,
         start_step: int | None,
+        owed_step: int = -1,
         tensorboard: bool,
         wandb_project: str | None,
         config: Mapping[str, Any],
@@ -60,8 +62,8 @@ class Metrics:
             return
         self._path = workdir / "metrics.jsonl"
         last_kept = -1 if start_step is None else start_step
-        _keep_steps_until(self._path, last_kept)
-        _keep_steps_until(workdir / "samples.jsonl", last_kept)
+        _keep_steps_until(self._path, last_kept, owed_step)
+        _keep_steps_until(workdir / "samples.jsonl", last_kept, owed_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
         if tensorboard:
@@ -114,8 +116,8 @@ class Metrics:
             self._wandb.finish()
 
 
-def _keep_steps_until(path: pathlib.Path, step: int) -> None:
-    """Drop lines of later steps (they will be written again, the same) and a torn last line."""
+def _keep_steps_until(path: pathlib.Path, step: int, owed_step: int) -> None:
+    """Drop lines of later steps and of an owed evaluation (they will be written again) and a torn last line."""
     if not path.exists():
         return
     kept = []
@@ -124,7 +126,9 @@ def _keep_steps_until(path: pathlib.Path, step: int) -> None:
     )  # an answer may hold U+2028: only \n ends a line
     for line in lines:
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            is_owed = record["step"] == owed_step and any(k in ("prompt", "validation/loss") for k in record)
+            if record["step"] <= step and not is_owed:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             _log.warning("%s: left out a line that is no record: %.80s", path, line)

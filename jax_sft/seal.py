@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 
 from etils import epath
+from tqdm import tqdm
 
 SEAL = "seal.json"
 # Orbax writes these after the seal, at the moment of the rename; they hold times, and restoring does not need them.
@@ -29,7 +30,7 @@ def seal_problem(folder: epath.Path) -> str | None:
         return f"it has no {SEAL}, so it cannot be checked"
     try:
         sealed = json.loads((folder / SEAL).read_text())["blake2b"]
-        found = _digests(folder)
+        found = _digests(folder, bar="checking a checkpoint")
     except (ValueError, KeyError, OSError) as error:
         return f"its {SEAL} or files cannot be read ({error})"
     changed = [name for name, digest in sealed.items() if found.get(name) != digest]
@@ -40,11 +41,12 @@ def seal_problem(folder: epath.Path) -> str | None:
     return f"{changed[0]} {what}{more}"
 
 
-def _digests(folder: epath.Path) -> dict[str, str]:
-    """blake2b of every file under `folder` that the seal covers, by relative path."""
+def _digests(folder: epath.Path, *, bar: str | None = None) -> dict[str, str]:
+    """blake2b of every file under `folder` that the seal covers, by relative path; after two seconds with a `bar`."""
     files = [path for path in _files(folder) if path.name not in _UNSEALED]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # hashing lets go of the interpreter's lock
-        return dict(zip([str(p.relative_to(folder)) for p in files], pool.map(_digest, files), strict=True))
+        digests = tqdm(pool.map(_digest, files), bar, len(files), unit=" files", delay=2.0, disable=bar is None)
+        return dict(zip([str(p.relative_to(folder)) for p in files], digests, strict=True))
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:

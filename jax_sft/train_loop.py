@@ -175,6 +175,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         metrics = Metrics(
             workdir,
             start_step=None if restored is None else start_step,
+            owed_step=progress.owed_step,
             tensorboard=config.log.tensorboard,
             wandb_project=config.log.wandb_project,
             config=config.to_dict(),

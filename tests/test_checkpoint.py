@@ -433,6 +433,19 @@ def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(small_di
     assert done.stdout.endswith("LEFT ['00000001']\nAGAIN 1 True\nTHEN 2\n")
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("RESOURCE_EXHAUSTED: out of memory")])
+def test_too_little_memory_is_no_damage_of_the_checkpoint(saved, monkeypatch, error):
+    checkpoints = open_at(saved)
+
+    def restore(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", restore)
+    with pytest.raises(type(error), match=str(error)):
+        checkpoints.restore(described())
+    checkpoints.close()
+
+
 def test_a_state_that_is_not_saved_by_this_run_is_named_when_shapes_differ(saved):
     checkpoints = open_at(saved)
     wrong = described()

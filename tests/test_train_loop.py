@@ -323,6 +323,20 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up_for_at_the_next_start(f
     assert [m["step"] for m in metrics(tmp_path / "w") if "validation/loss" in m] == [0, 1, 2]
 
 
+def test_an_owed_evaluation_that_was_cut_off_again_is_written_once(folder, tmp_path, monkeypatch):
+    config = run_config(folder, "train.steps=2", "evaluate.every_steps=1", 'evaluate.prompts=("hi",)')
+    with monkeypatch.context() as patch:
+        patch.setattr("jax_sft.train_loop.Signals", Signalled)
+        for _ in range(2):  # the second start makes up for the evaluation of step 1, and is cut off in step 2
+            assert not train(config, tmp_path / "w", command="test").finished
+        shutil.rmtree(tmp_path / "w" / "checkpoints" / "00000002")  # as if the cut had come before the save
+        assert not train(config, tmp_path / "w", command="test").finished
+    assert train(config, tmp_path / "w", command="test").finished
+    assert [m["step"] for m in metrics(tmp_path / "w") if "validation/loss" in m] == [0, 1, 2]
+    samples = [json.loads(line)["step"] for line in (tmp_path / "w" / "samples.jsonl").read_text().splitlines()]
+    assert samples == [0, 1, 2]
+
+
 def test_kill_9_in_the_middle_of_a_save_then_resume_ends_bit_for_bit_the_same(folder, whole_alone):
     workdir = folder / "killed"
     process = start(folder, workdir)

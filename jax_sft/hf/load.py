@@ -154,11 +154,10 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     abstract = abstract_params(base.config)
     _check_tensors(base.path, stored, base.config)
     _check_tied_head(base.path, stored, base.config)
-    if shardings is None:
-        one_device = SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: one_device, abstract)
+    one_device = SingleDeviceSharding(jax.local_devices()[0])
+    wanted: Any = jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings
     shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract, base.config)}
-    placed = list(names.leaves(shardings, base.config))
+    placed = list(names.leaves(wanted, base.config))
     params: dict[str, Any] = {}
     parts_of = {rule.path: _parts(sharding, shape_of[rule.path]) for rule, sharding in placed}
     total = sum(math.prod(high - low for low, high in bounds) for parts in parts_of.values() for bounds in parts)
