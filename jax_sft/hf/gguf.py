@@ -1,4 +1,4 @@
-"""GGUF files of the Llama kind: config, tokenizer and weights out of one file, with numpy alone.
+"""GGUF files of the Llama and Qwen kinds: config, tokenizer and weights out of one file, with numpy alone.
 
 In: a .gguf file of llama.cpp. Out: the dicts a Hugging Face folder would hold (`hf_config`, `generation_config`), a
 fast tokenizer (`tokenizer`), and tensors in Hugging Face's names and layout (`tensors`), dequantised as they are read.
@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from jax_sft.hf import names
-from jax_sft.model.families import read_model_config
+from jax_sft.model.families import FAMILIES, read_model_config
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -29,10 +29,14 @@ _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.flo
 _DIGITS_ONE_BY_ONE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b")
 _GPT2 = ("gpt-2", "gpt2")
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+_QWEN2 = ("qwen2", "deepseek-r1-qwen")
+# Up to three digits together, or each alone; what else is cut is the same.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The architectures that can be read, with what llama.cpp's converter does to the rows of q and k.
+_ARCHITECTURES = {"llama": "permuted", "qwen2": "as they are", "qwen3": "as they are"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +90,24 @@ class GgufFile:
     metadata: Mapping[str, Any]
     stored: Mapping[str, tuple[GGMLQuantizationType, tuple[int, ...], int]]
 
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name for the kind of model."""
+        return self.metadata["general.architecture"]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The metadata of the architecture, without its name in front."""
+        start = f"{self.architecture}."
+        return {key.removeprefix(start): value for key, value in self.metadata.items() if key.startswith(start)}
+
     def tensors(self) -> dict[str, GgufTensor]:
         """Every tensor under its Hugging Face name; one that the table does not know keeps its own name."""
-        heads = {
-            "attn_q": self.metadata["llama.attention.head_count"],
-            "attn_k": self.metadata.get("llama.attention.head_count_kv", self.metadata["llama.attention.head_count"]),
-        }
+        heads = {}
+        if _ARCHITECTURES[self.architecture] == "permuted":
+            said = self.said
+            heads["attn_q"] = said["attention.head_count"]
+            heads["attn_k"] = said.get("attention.head_count_kv", heads["attn_q"])
         patterns = {rule.row.gguf: rule.hf for rule in names.rules(read_model_config(hf_config(self))).values()}
         found = {}
         for name, (kind, shape, offset) in self.stored.items():
@@ -108,7 +124,7 @@ def read(path: pathlib.Path) -> GgufFile:
     """Open a file: its metadata and where its tensors lie.
 
     Raises:
-        ValueError: it is no GGUF file, is cut short, or holds another architecture than Llama.
+        ValueError: it is no GGUF file, is cut short, or holds an architecture that is not read.
     """
     try:
         with open(path, "rb") as file:
@@ -123,10 +139,10 @@ def read(path: pathlib.Path) -> GgufFile:
             start = math.ceil(file.tell() / alignment) * alignment
     except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: is no GGUF file that can be read ({error}); copy or download it again") from error
-    if metadata.get("general.architecture") != "llama":
+    if metadata.get("general.architecture") not in _ARCHITECTURES:
         raise ValueError(
-            f"{path}: holds the architecture {metadata.get('general.architecture')!r}, and only 'llama' can be read "
-            "from GGUF; name the model's Hugging Face folder"
+            f"{path}: holds the architecture {metadata.get('general.architecture')!r}, and only "
+            f"{', '.join(_ARCHITECTURES)} can be read from GGUF; name the model's Hugging Face folder"
         )
     stored = {name: (kind, shape, start + offset) for name, kind, shape, offset in infos}
     size = path.stat().st_size
@@ -151,26 +167,28 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "attention.head_count": "num_attention_heads",
         "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     }
-    missing = [f"llama.{key}" for key in wanted if f"llama.{key}" not in file.metadata]
+    said = file.said
+    missing = [f"{file.architecture}.{key}" for key in wanted if key not in said]
     if missing or "token_embd.weight" not in file.stored:
         raise ValueError(f"{file.path}: lacks {', '.join(missing) or 'token_embd.weight'}; use a complete GGUF model")
-    llama = {key.removeprefix("llama."): v for key, v in file.metadata.items() if key.startswith("llama.")}
-    if llama.get("expert_count") or "rope_freqs.weight" in file.stored:
-        what = "experts" if llama.get("expert_count") else "rope factors (rope_freqs.weight)"
+    if said.get("expert_count") or "rope_freqs.weight" in file.stored:
+        what = "experts" if said.get("expert_count") else "rope factors (rope_freqs.weight)"
         raise ValueError(f"{file.path}: has {what}, which cannot be read from GGUF; name its Hugging Face folder")
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
-    config |= {hf: llama[key] for key, hf in wanted.items()}
-    config["num_key_value_heads"] = llama.get("attention.head_count_kv", llama["attention.head_count"])
-    config["head_dim"] = llama.get("attention.key_length", llama.get("rope.dimension_count"))
-    config["rope_theta"] = llama.get("rope.freq_base", 10_000.0)
-    if (kind := llama.get("rope.scaling.type", "none")) != "none":
-        config["rope_scaling"] = {"rope_type": kind, "factor": llama.get("rope.scaling.factor", 1.0)}
-        if (original := llama.get("rope.scaling.original_context_length")) is not None and kind == "yarn":
+    family = FAMILIES[file.architecture]
+    config = {"model_type": file.architecture, "architectures": [family.architecture], "hidden_act": "silu"}
+    config |= {hf: said[key] for key, hf in wanted.items()}
+    config["num_key_value_heads"] = said.get("attention.head_count_kv", said["attention.head_count"])
+    width = said.get("attention.key_length", said.get("rope.dimension_count"))
+    config |= {} if width is None else {"head_dim": width}
+    config["rope_theta"] = said.get("rope.freq_base", 10_000.0)
+    if (kind := said.get("rope.scaling.type", "none")) != "none":
+        config["rope_scaling"] = {"rope_type": kind, "factor": said.get("rope.scaling.factor", 1.0)}
+        if (original := said.get("rope.scaling.original_context_length")) is not None and kind == "yarn":
             config["rope_scaling"]["original_max_position_embeddings"] = original
     config["vocab_size"] = file.stored["token_embd.weight"][1][0]
     config["tie_word_embeddings"] = "output.weight" not in file.stored
-    config["attention_bias"] = "blk.0.attn_q.bias" in file.stored
-    config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.stored
+    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
+    config |= {field: name in file.stored for field, name in biases.items() if field in family.fields}
     return config | _special_ids(file)
 
 
@@ -201,6 +219,8 @@ def tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     backend = Tokenizer(bpe)
     backend.pre_tokenizer = _pre_tokenizer(kind, file.path)
     backend.decoder = decoders.ByteLevel()
+    if kind in _QWEN2:
+        backend.normalizer = normalizers.NFC()
     types = ggml.get("token_type", [1] * len(tokens))
     whole = [(t, n == _CONTROL) for t, n in zip(tokens, types, strict=True) if n in (_CONTROL, _USER_DEFINED)]
     backend.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in whole])
@@ -214,7 +234,7 @@ def tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     said = {ours: tokens[ggml[f"{theirs}_token_id"]] for ours, theirs in keys.items() if f"{theirs}_token_id" in ggml}
     rebuilt = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        model_max_length=file.metadata["llama.context_length"],
+        model_max_length=file.said["context_length"],
         clean_up_tokenization_spaces=False,
         **said,
     )
@@ -230,10 +250,10 @@ def _pre_tokenizer(kind: str, path: pathlib.Path) -> pre_tokenizers.PreTokenizer
         return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     if kind in _GPT2:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if kind in _LLAMA3:
-        split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated")
+    if kind in _LLAMA3 + _QWEN2:
+        split = pre_tokenizers.Split(Regex(_SPLIT.replace("DIGITS", "{1,3}" if kind in _LLAMA3 else "")), "isolated")
         return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    known = ", ".join((*_DIGITS_ONE_BY_ONE, *_GPT2, *_LLAMA3))
+    known = ", ".join((*_DIGITS_ONE_BY_ONE, *_GPT2, *_LLAMA3, *_QWEN2))
     raise ValueError(
         f"{path}: its tokenizer cuts text in the way {kind!r}, and only {known} are known; name its Hugging Face folder"
     )

@@ -182,11 +182,11 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, arch: str = "llama") -> str:
     """llama.cpp's name of a Hugging Face tensor, by its own table (gguf.tensor_mapping)."""
     import gguf
 
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, TINY["num_hidden_layers"])
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 8)
     found = table.get_name(name, try_suffixes=(".weight", ".bias"))
     assert found is not None
     return found

@@ -15,7 +15,9 @@ from jax_sft.hf import gguf
 from jax_sft.hf.load import load_model, load_pretrained
 from jax_sft.hf.tokenizer import load_tokenizer
 from jax_sft.model.config import LinearRope, YarnRope
+from jax_sft.model.families import read_model_config
 from jax_sft.sharding import make_mesh
+from tests.hf import family_cases
 from tests.hf.models import CHATML, CONTROL, TINY, gguf_name, permuted, reference, tensors, tiny_tokenizer
 
 Kind = llama_cpp.GGMLQuantizationType
@@ -49,6 +51,7 @@ def write_gguf(
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_key_length(config["head_dim"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     add_tokenizer(writer, pre)
@@ -57,12 +60,13 @@ def write_gguf(
     stored = {}
     for name, x in weights.items():
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+        heads = heads if arch == "llama" else {}  # convert_hf_to_gguf permutes Llama's alone
         count = next((n for part, n in heads.items() if part in name), 0)
         rows = np.ascontiguousarray(permuted(x, count)) if count else x
         is_kind = kind if x.ndim == 2 else Kind.F32
         raw = llama_cpp.quantize(rows, is_kind)
         there = llama_cpp.dequantize(raw, is_kind)
-        writer.add_tensor(gguf_name(name), raw, raw_dtype=is_kind)
+        writer.add_tensor(gguf_name(name, arch), raw, raw_dtype=is_kind)
         stored[name] = unpermuted(there, count) if count else there
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -118,6 +122,28 @@ def test_a_sharded_load_equals_a_whole_one(tmp_path: pathlib.Path):
     model = load_model(tmp_path / "m.gguf", mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)), dtype="float32")
     wanted = reference(weights, config)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), model.params, wanted)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_other_architectures_arrive_as_their_folder_would(tmp_path: pathlib.Path, kind: str):
+    said = family_cases.hf_config(kind) | {"vocab_size": 320, "use_sliding_window": False, "rms_norm_eps": 1e-6}
+    config = read_model_config(said)
+    params = family_cases.params_of(config)
+    write_gguf(tmp_path / "m.gguf", said, family_cases.state_dict_of(config, params), arch=kind, pre="qwen2")
+    model = load_model(tmp_path / "m.gguf")
+    assert model.config == config
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), model.params, params)
+
+
+def test_qwen_cuts_digits_one_by_one_and_composes_accents(tmp_path: pathlib.Path):
+    said = family_cases.hf_config("qwen2") | {"vocab_size": 320, "use_sliding_window": False, "rms_norm_eps": 1e-6}
+    config = read_model_config(said)
+    weights = family_cases.state_dict_of(config, family_cases.params_of(config))
+    write_gguf(tmp_path / "m.gguf", said, weights, arch="qwen2", pre="qwen2")
+    backend = gguf.tokenizer(gguf.read(tmp_path / "m.gguf")).backend_tokenizer
+    assert backend.normalizer.normalize_str("e\u0301") == "\u00e9"
+    pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("in 2024, don't\n\nstop")]
+    assert pieces == ["in", "Ġ", "2", "0", "2", "4", ",", "Ġdon", "'t", "ĊĊ", "stop"]
 
 
 def test_biases_of_q_and_k_are_put_back_in_order_too(tmp_path: pathlib.Path):
@@ -230,8 +256,8 @@ def test_a_sentencepiece_vocabulary_is_refused(tmp_path: pathlib.Path):
 
 
 def test_another_architecture_is_refused(tmp_path: pathlib.Path):
-    write_gguf(tmp_path / "m.gguf", arch="falcon")
-    with pytest.raises(ValueError, match="holds the architecture 'falcon', and only 'llama' can be read from GGUF"):
+    write_gguf(tmp_path / "m.gguf", weights={}, arch="falcon")
+    with pytest.raises(ValueError, match="holds the architecture 'falcon', and only llama, qwen2, qwen3 can"):
         load_pretrained(tmp_path / "m.gguf")
 
 
