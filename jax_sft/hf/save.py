@@ -195,7 +195,8 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
     for name, parts, layer in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
         shares = [rule.to_file(_fetch(array, layer, stacked=rule.stacked, dtype=dtype)) for rule, array in parts]
         tensor = shares[0] if len(shares) == 1 else np.concatenate(shares)
-        if not np.isfinite(tensor).all():
+        # Some at a time: what `isfinite` answers is half as large as what it is asked of.
+        if not all(np.isfinite(part).all() for part in np.array_split(tensor.reshape(-1), 1 + tensor.size // 2**22)):
             raise ValueError(
                 f"export: {name} holds values that are not finite in {dtype}; "
                 "choose --dtype bfloat16 or float32, or an earlier checkpoint if the training diverged"
@@ -206,10 +207,19 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
 def _fetch(array: jax.Array, layer: int, *, stacked: bool, dtype: np.dtype) -> np.ndarray:
     """One layer of an array on this host, whole and cast."""
     sharding = array.sharding
-    if isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, also across hosts
-    # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
-    return np.asarray(_pick(sharding, stacked, dtype)(array, jnp.int32(layer)).addressable_data(0))
+    if jax.process_count() > 1 and isinstance(sharding, NamedSharding):
+        whole = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, across hosts
+        return np.asarray(_pick(whole, stacked, dtype)(array, jnp.int32(layer)).addressable_data(0))
+    if stacked or array.dtype != dtype:
+        # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
+        if stacked and isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))  # as it lies, without L
+        array = _pick(sharding, stacked, dtype)(array, jnp.int32(layer))
+    tensor = np.empty(array.shape, dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            tensor[shard.index] = shard.data
+    return tensor
 
 
 @functools.lru_cache
