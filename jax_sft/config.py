@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -208,7 +209,8 @@ def _run_config_file(path: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file; name a Python file with a function get_config()")
     spec = importlib.util.spec_from_file_location("jax_sft_run_config", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config {path}: its name does not end in .py; name a Python file with get_config()")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -234,17 +236,19 @@ def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) ->
         problems.append(f"override {override!r} has no '='; write --config.optim.lr=1e-5")
         return
     *parents, leaf = key.split(".")
-    node: Any = tree
-    for name in parents:
-        node = node.get(name) if isinstance(node, dict) else None
     sections = [f.name for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
     if key in sections:
         problems.append(f"{key} is a section; set one of its keys, --config.{key}.<key>=<value>")
         return
-    free_form = isinstance(node, dict) and key.startswith("data.columns.")
-    if not isinstance(node, dict) or not (leaf in node or free_form) or isinstance(node.get(leaf), dict):
+    free_form = parents == ["data", "columns"]
+    if not free_form and key not in known_keys():
         problems.append(f"{key} is not a config key{_did_you_mean(key, known_keys())}")
         return
+    node: Any = tree
+    for name in parents:
+        node = node.setdefault(name, {})  # a section that the config leaves out has its defaults
+        if not isinstance(node, dict):
+            return  # `_build` says what is wrong with it
     node[leaf] = text if free_form or _is_text(key, text) else _parse(text)
 
 
@@ -262,7 +266,7 @@ def _parse(text: str) -> Any:
         return text == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that `literal_eval` may raise
         return text
 
 
@@ -270,8 +274,8 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in tree:
         if name not in fields:
-            hint = _did_you_mean(prefix + name, known_keys())
-            problems.append(f"{prefix}{name} is not a config key{hint}")
+            key = prefix + (name if isinstance(name, str) else repr(name))
+            problems.append(f"{key} is not a config key{_did_you_mean(key, known_keys())}")
     values = {}
     for name, field in fields.items():
         if name not in tree:
@@ -287,11 +291,14 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
     return cls(**values)
 
 
+_LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
+
+
 def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     """`value` as `kind`, or a problem that says what would be right."""
     if isinstance(value, pathlib.PurePath):
         value = str(value)
-    elif hasattr(value, "dtype") and hasattr(value, "item"):  # a numpy number
+    elif hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a numpy number
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         problems.append(f"{key} = {value} is not a finite number")
@@ -299,6 +306,8 @@ def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for option in options:
         fits, converted = _fit(option, value)
+        if fits and option is int and key != "seed" and abs(converted) > _LARGEST:  # the seed has a range of its own
+            problems.append(f"{key} = {value} is too large; the largest whole number here is {_LARGEST} (2**31 - 1)")
         if fits:
             return converted
     problems.append(
@@ -312,14 +321,14 @@ def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
     if kind is types.NoneType:
         return value is None, None
     if origin is Literal:
-        return value in typing.get_args(kind) and isinstance(value, str), value
+        return isinstance(value, str) and value in typing.get_args(kind), value
     if kind is bool or kind is str:
         return isinstance(value, kind), value
     if kind is int:
         whole = isinstance(value, float) and value.is_integer()
         return (isinstance(value, int) and not isinstance(value, bool)) or whole, int(value) if whole else value
     if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         return number, float(value) if number else value
     if origin is tuple:
         if isinstance(value, str):
@@ -394,6 +403,8 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield f"{key} = {value} must be greater than 0"
+    if run.train.epochs is not None and run.train.epochs > _LARGEST:
+        yield f"train.epochs = {run.train.epochs} is too large; the largest number here is {_LARGEST} (2**31 - 1)"
     at_least_zero = {
         "optim.lr": run.optim.lr,
         "optim.warmup_steps": run.optim.warmup_steps,

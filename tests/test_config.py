@@ -92,6 +92,39 @@ def test_overrides_set_lists_booleans_and_column_names():
     assert run.data.columns == {"messages": "chat"}
 
 
+def test_an_override_reaches_a_section_that_the_config_leaves_out():
+    partial = {"model": {"path": "m"}, "data": {"train": "a.jsonl"}, "train": {"steps": 1}}
+    run = configs.from_config_dict(partial, ("optim.lr=1e-4", "train.batch_size=4", "data.columns.messages=talk"))
+    assert (run.optim.lr, run.train.batch_size, run.data.columns) == (1e-4, 4, {"messages": "talk"})
+    assert partial["data"] == {"train": "a.jsonl"}
+
+
+def test_all_column_names_can_be_overridden_at_once():
+    run = configs.from_config_dict(good(), ["data.columns.input=x", "data.columns={'messages': 'talk'}"])
+    assert run.data.columns == {"messages": "talk"}
+
+
+def test_an_override_of_a_section_that_is_none_leaves_that_one_problem():
+    text = problems(good().to_dict() | {"optim": 3}, ["optim.lr=1e-4"])
+    assert "1 problem:" in text
+    assert "optim is a section, but was set to 3" in text
+
+
+def test_an_override_of_an_unknown_key_that_the_config_file_sets_too_is_named():
+    assert "optim.foo is not a config key" in problems(good().to_dict() | {"optim": {"foo": 1}}, ["optim.foo=2"])
+
+
+@pytest.mark.parametrize("text", ["{[]:1}", "{1", "(" * 300, "9" * 5000])
+def test_an_override_that_is_no_value_is_a_text_and_of_the_wrong_type(text):
+    assert f"optim.lr = {text!r} is not a number" in problems(good(), [f"optim.lr={text}"])
+
+
+def test_a_key_that_is_no_text_is_named():
+    text = problems(good().to_dict() | {3: 1, "optim": {None: 2}})
+    assert "3 is not a config key" in text
+    assert "optim.None is not a config key" in text
+
+
 def test_a_section_cannot_be_overwritten_by_a_value():
     assert "optim is a section" in problems(good(), ["optim=3"])
 
@@ -99,6 +132,24 @@ def test_a_section_cannot_be_overwritten_by_a_value():
 def test_a_text_key_takes_digits_as_text():
     assert configs.from_config_dict(good(), ["model.revision=1234567"]).model.revision == "1234567"
     assert configs.from_config_dict(good(), ["model.revision=None"]).model.revision is None
+
+
+def test_the_largest_numbers_are_taken():
+    run = configs.from_config_dict(good(), ["train.steps=2147483647", f"seed={2**32 - 1}"])
+    assert (run.train.steps, run.seed) == (2**31 - 1, 2**32 - 1)
+
+
+def test_a_number_that_no_float_holds_is_named():
+    assert "0000 is not a number" in problems(good().to_dict() | {"optim": {"lr": 10**400}})
+
+
+def test_an_array_is_no_value():
+    config = good()
+    config.optim.lr = np.zeros(2)
+    config.optim.schedule = np.zeros(2)
+    text = problems(config)
+    assert "optim.lr = array([0., 0.]) is not a number" in text
+    assert "optim.schedule = array([0., 0.]) is not one of cosine" in text
 
 
 def test_paths_and_numpy_numbers_of_a_config_file_are_taken(tmp_path):
@@ -154,6 +205,10 @@ def test_a_whole_float_is_a_whole_number_and_a_boolean_is_not():
         (["mesh.tensor=0"], "mesh.tensor = 0 must be a number of devices"),
         (["optim.lr=-1.0"], "optim.lr = -1.0 must not be negative"),
         (["checkpoint.every_steps=0"], "checkpoint.every_steps = 0 must be greater than 0"),
+        (["train.steps=1e30"], "train.steps = 1e+30 is too large; the largest whole number here is 2147483647"),
+        (["data.max_length=2147483648"], "data.max_length = 2147483648 is too large; the largest whole number here"),
+        (["train.steps=None", "train.epochs=1e30"], "train.epochs = 1e+30 is too large; the largest number here"),
+        (["data.columns=3"], "data.columns = 3 is not a mapping of texts"),
     ],
 )
 def test_values_that_do_not_combine_are_named_with_the_way_out(overrides, message):
@@ -188,3 +243,11 @@ def test_a_config_file_that_fails_says_where_and_why(tmp_path, text, message):
 def test_a_missing_config_file_is_named():
     with pytest.raises(ConfigError, match="no/such.py: no such file"):
         configs.load("no/such.py")
+
+
+@pytest.mark.parametrize("name", ["c.yaml", "config"])
+def test_a_config_file_that_is_not_named_as_python_is_refused(tmp_path, name):
+    file = tmp_path / name
+    file.write_text("model: x\n")
+    with pytest.raises(ConfigError, match=r"its name does not end in \.py; name a Python file with get_config\(\)"):
+        configs.load(file)
