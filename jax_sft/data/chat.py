@@ -161,12 +161,16 @@ def _tokens_of(offsets: list[tuple[int, int]], span: spans.Span) -> slice:
 
 
 def _check(message: Message, decoded: str, changes: set[str]) -> None:
-    """Compare what a message's trained tokens say with the message, and note what the template left out.
+    """Compare what a message's trained tokens say with the message, and note what the template left out or changed.
+
+    Blanks may differ. Letter case and Unicode form may differ too (a tokenizer's normaliser folds them, and a template
+    can, with `upper`), and that is counted: the model learns other characters than the message has.
 
     Raises:
         DataError: the tokens do not say the message.
     """
-    if message.content.strip() not in decoded and _folded(message.content) not in _folded(decoded):
+    exact = message.content.strip() in decoded or _unspaced(message.content) in _unspaced(decoded)
+    if not exact and _folded(message.content) not in _folded(decoded):
         raise DataError(
             f"the trained tokens say {_short(decoded)}, the {message.role} message {_short(message.content)}: the chat "
             f"template changes it or the mask is displaced; {WAY_OUT}"
@@ -178,6 +182,10 @@ def _check(message: Message, decoded: str, changes: set[str]) -> None:
     reasoning = next((message.extra[f] for f in spans.REASONING if message.extra.get(f)), None)
     if isinstance(reasoning, str) and _folded(reasoning) not in _folded(decoded):
         changes.add("reasoning that the chat template leaves out")
+    elif isinstance(reasoning, str):
+        exact = exact and _unspaced(reasoning) in _unspaced(decoded)
+    if not exact:
+        changes.add("letter case or Unicode form that the chat template or the tokenizer changes")
 
 
 def _fitted(
@@ -205,9 +213,14 @@ def _fitted(
     return ids, weights
 
 
+def _unspaced(text: str) -> str:
+    """Text without blanks: templates strip them, SentencePiece tokenizers take ▁ for one."""
+    return "".join(text.replace("▁", " ").split())
+
+
 def _folded(text: str) -> str:
-    """Text without blanks and in one Unicode form: templates strip them, SentencePiece tokenizers take ▁ for one."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().replace("▁", " ").split())
+    """Text without blanks, in one letter case and one Unicode form (NFKC)."""
+    return _unspaced(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _short(text: str, limit: int = 60) -> str:

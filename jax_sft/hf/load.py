@@ -272,7 +272,10 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 def _read_template(path: pathlib.Path) -> str:
     if not path.is_file():
         raise ValueError(f"model.chat_template: there is no file {path}; name a Jinja file")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"model.chat_template: {path} cannot be read ({error}); save it as UTF-8 text") from error
 
 
 def _check_vocabulary(source: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:

@@ -506,6 +506,33 @@ def test_reasoning_is_trained_where_the_template_writes_it_and_counted_where_it_
     assert account.altered == {"reasoning that the chat template leaves out": 1}
 
 
+@pytest.mark.parametrize(
+    ("change", "said", "altered"),
+    [
+        ("upper", "na done", True),
+        ("lower", "Na Done", True),
+        ("replace('ﬁ', 'fi')", "ﬁne", True),
+        ("trim", "  Na done\n", False),
+        ("replace('  ', ' ')", "na  done", False),
+        ("string", "Na ﬁne", False),
+    ],
+)
+def test_a_template_that_changes_letters_is_counted_and_one_that_changes_blanks_is_not(change, said, altered):
+    account = Account()
+    (text,) = encoded(CHATML.replace("m.content", f"m.content | {change}"), conversation("Hi", said), account)
+    assert ("⟦" + said + "<|im_end|>" in text) == (change == "string")
+    changes = {"letter case or Unicode form that the chat template or the tokenizer changes": 1}
+    assert account.altered == (changes if altered else {})
+
+
+def test_reasoning_whose_letters_the_template_changes_is_counted():
+    told = conversation(Message("user", "1+1"), Message("assistant", "2", extra={"reasoning_content": "count"}))
+    account = Account()
+    encoded(THINKING.replace("thought.strip('\n')", "thought | upper"), told, account)
+    changes = {"letter case or Unicode form that the chat template or the tokenizer changes": 1}
+    assert account.altered == changes
+
+
 # --- control text
 
 

@@ -220,6 +220,9 @@ def test_a_template_comes_from_the_tokenizer_or_a_file(tmp_path: pathlib.Path):
     assert load_pretrained(tmp_path / "m", chat_template=tmp_path / "mine.jinja").chat_template == "{{ messages }}"
     with pytest.raises(ValueError, match=r"model\.chat_template: there is no file .*other\.jinja"):
         load_pretrained(tmp_path / "m", chat_template=tmp_path / "other.jinja")
+    (tmp_path / "mine.jinja").write_bytes("{# für #}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"model\.chat_template: .*mine\.jinja cannot be read .* save it as UTF-8"):
+        load_pretrained(tmp_path / "m", chat_template=tmp_path / "mine.jinja")
 
 
 def test_a_model_without_template_has_none(tmp_path: pathlib.Path):
