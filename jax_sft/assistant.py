@@ -13,7 +13,7 @@ import jax
 from jax_sft.config import DataConfig, MeshConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Account
-from jax_sft.data.dataset import tokenize
+from jax_sft.data.dataset import check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import Answer, Messages, answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
@@ -77,8 +77,13 @@ class Assistant:
         """Loss and accuracy over the trained tokens of files, by source, and what became of each row.
 
         `config` says how files are read and masked.
+
+        Raises:
+            ValueError: a conversation is longer than the model's context (a smaller `config.max_length` leaves it out,
+                counted), or the loss is not finite.
         """
         dataset = tokenize(config, tuple(data), self.template, cache_dir=None)
+        check_context(dataset, self.base.config.max_positions, name=str(self.base.path))
         batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
         loader = Loader(
             dataset,

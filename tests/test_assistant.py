@@ -73,6 +73,19 @@ def test_the_losses_of_a_file_do_not_move_with_the_batch_size_and_carry_its_acco
     assert losses.loss == pytest.approx(larger.loss, rel=1e-5)
 
 
+def test_a_conversation_longer_than_the_context_is_refused_or_left_out_by_length(model, folder):
+    path = write_conversations(folder / "f.jsonl", 3)
+    small = dataclasses.replace(
+        model, base=dataclasses.replace(model.base, config=dataclasses.replace(model.base.config, max_positions=64))
+    )
+    with pytest.raises(
+        ValueError, match=r"has \d+ tokens, but the model has 64 positions .* set data\.max_length to 64"
+    ):
+        small.losses([str(path)])
+    _, account = small.losses([str(path)], config=DataConfig(max_length=64))
+    assert (account.kept, sum(account.dropped.values())) == (2, 1)
+
+
 def test_room_is_what_the_prompt_leaves_of_the_context(model):
     short, long = (model.room([{"role": "user", "content": "x" * n}]) for n in (1, 101))
     assert short - long == 100

@@ -61,6 +61,27 @@ def answer(
     ]
 
 
+def askable(
+    conversations: Sequence[Messages], *, template: ChatTemplate, max_positions: int, max_new_tokens: int
+) -> tuple[list[Messages], list[str]]:
+    """The conversations that leave a model room for an answer, and why each of the others is left out."""
+    fitting, reasons = [], []
+    for messages in conversations:
+        name = repr(messages[-1]["content"][:60])
+        try:
+            length = len(template.encode_prompt(messages))
+        except ValueError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        if length + max_new_tokens > max_positions:
+            reasons.append(
+                f"{name}: too long, its {length} tokens and {max_new_tokens} new ones exceed {max_positions} positions"
+            )
+            continue
+        fitting.append(messages)
+    return fitting, reasons
+
+
 def check_messages(messages: Messages) -> None:
     """Refuse what is no conversation.
 

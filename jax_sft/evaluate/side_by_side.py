@@ -32,6 +32,15 @@ def conversations_of(paths: Sequence[str], *, config: DataConfig, count: int) ->
     return asked
 
 
+def print_accounts(accounts: Mapping[str, Account]) -> None:
+    """What became of the rows; under each model's name where it differs: one template may refuse what another takes."""
+    told = {name: account.lines() for name, account in accounts.items()}
+    if len({tuple(lines) for lines in told.values()}) == 1:
+        told = {"": next(iter(told.values()))}
+    for name, lines in told.items():
+        print("\n".join([f"{name}: {lines[0]}" if name else lines[0], *lines[1:]]))
+
+
 def print_losses(results: Mapping[str, Losses]) -> None:
     """Loss and accuracy of each model, in total and by source; with two models, the change."""
     models = list(results.values())

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from jax_sft.config import DataConfig
+from jax_sft.data.conversation import Account
 from jax_sft.evaluate.answers import Answer
 from jax_sft.evaluate.losses import Losses
-from jax_sft.evaluate.side_by_side import conversations_of, print_answers, print_losses
+from jax_sft.evaluate.side_by_side import conversations_of, print_accounts, print_answers, print_losses
 
 
 def losses_of(loss, **by_source):
@@ -87,6 +88,21 @@ def test_paragraphs_and_empty_lines_stay(show):
 def test_an_answer_that_was_cut_off_says_so(show):
     assert "[…]" in show("a", "b", stopped=False)[2]
     assert "[…]" not in show("a", "b")[2]
+
+
+def test_rows_that_went_the_same_way_are_told_once_and_others_by_model(capsys):
+    same = {name: Account(read=3, kept=2, dropped={"odd": 1}) for name in ("base", "tuned")}
+    print_accounts(same)
+    assert capsys.readouterr().out == "read 3, kept 2, dropped 1\n  dropped 1: odd\n"
+    same["tuned"].alter("cut")
+    print_accounts(same)
+    assert capsys.readouterr().out.splitlines() == [
+        "base: read 3, kept 2, dropped 1",
+        "  dropped 1: odd",
+        "tuned: read 3, kept 2, dropped 1",
+        "  dropped 1: odd",
+        "  altered 1: cut",
+    ]
 
 
 def test_the_change_is_relative_to_the_first_model(capsys):
