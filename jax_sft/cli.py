@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = command("data", _data, "Show what would be trained on: counts, histograms, tokens in colour.")
     data.add_argument("--config", required=True, metavar="C.py")
-    data.add_argument("--show", type=int, default=3, metavar="N", help="sequences shown token by token")
+    data.add_argument("--show", type=_not_negative, default=3, metavar="N", help="sequences shown token by token")
     data.add_argument("--html", metavar="F.html", help="the same as one self-contained page")
     data.add_argument("--dump", metavar="F.jsonl", help="a line per sequence: id, source, tokens, weights, text")
 
@@ -94,13 +94,22 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--prompt", action="append", default=[], metavar="P", help="a prompt to answer; may be repeated"
     )
-    evaluate.add_argument("--answers", type=int, default=0, metavar="N", help="also answer the first N conversations")
+    evaluate.add_argument(
+        "--answers", type=_not_negative, default=0, metavar="N", help="also answer the first N conversations"
+    )
     evaluate.add_argument("--max-new-tokens", type=_positive, default=96, metavar="N")
     evaluate.add_argument(
-        "--max-length", type=_positive, metavar="N", help="longer conversations are dropped, and counted"
+        "--max-length",
+        type=_positive,
+        metavar="N",
+        help="longer conversations are dropped, and counted; without it, one that a model's context cannot hold stops",
     )
     evaluate.add_argument("--batch-size", type=_positive, default=8, metavar="N")
-    evaluate.add_argument("--config", metavar="C.py", help="read the files as this config's data section says")
+    evaluate.add_argument(
+        "--config",
+        metavar="C.py",
+        help="read the files as its data section says, and --model (not --against) with its model.chat_template",
+    )
     evaluate.add_argument("--out", metavar="F.json")
 
     chat = command("chat", _chat, "Talk to a model in the terminal; with --prompt, print one answer.")
@@ -120,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--workdir", metavar="W")
     source.add_argument("--model", metavar="M")
     export.add_argument("--out", required=True, metavar="D")
-    export.add_argument("--step", type=int, metavar="N", help="of the workdir; default: the newest")
+    export.add_argument("--step", type=_not_negative, metavar="N", help="of the workdir; default: the newest")
     export.add_argument("--format", choices=["full"], default="full")
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
@@ -128,17 +137,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
+    return _whole(text, least=1)
+
+
+def _not_negative(text: str) -> int:
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} to {2**31 - 1}")
+    return int(text)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="M", help="a Hugging Face folder, a hub id or a .gguf file")
     parser.add_argument("--revision", metavar="R", help="of a hub id")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
-    parser.add_argument("--chat-template", metavar="F", help="a Jinja file that replaces the model's own template")
+    parser.add_argument("--chat-template", metavar="F", help="a Jinja file that replaces each model's own template")
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -211,8 +227,15 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 def _check_writable(*paths: str | None) -> None:
     """Before the work, not after it."""
     for path in paths:
-        if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+        if path is None:
+            continue
+        place = pathlib.Path(path).absolute()
+        if not place.parent.is_dir():
             raise ValueError(f"{path}: the folder {pathlib.Path(path).parent} does not exist; make it first")
+        if place.is_dir():
+            raise ValueError(f"{path or '.'}: is a folder, where a file is to be written; name a file in it")
+        if not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise ValueError(f"{path}: cannot be written; name a file elsewhere, or change the permissions")
 
 
 def _start_distributed() -> None:
@@ -281,42 +304,40 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     return EXIT_OK
 
 
-def _load(options: argparse.Namespace, model: str) -> "Assistant":
+def _load(options: argparse.Namespace, model: str, *, chat_template: str | None) -> "Assistant":
     from jax_sft.assistant import load_assistant
 
-    return load_assistant(model, revision=options.revision, dtype=options.dtype, chat_template=options.chat_template)
+    return load_assistant(model, revision=options.revision, dtype=options.dtype, chat_template=chat_template)
 
 
 def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
-    data = _eval_data(options, overrides)
+    data, chat_template = _eval_config(options, overrides)
     _check_writable(options.out)
     if options.against == options.model:
         raise ValueError("--against names the same model as --model; name another one, or leave it out")
-    from jax_sft.evaluate.side_by_side import conversations_of, print_answers, print_losses
+    from jax_sft.evaluate.side_by_side import conversations_of, print_accounts, print_answers, print_losses
 
+    templates: dict[str, str | None] = {options.against: options.chat_template} if options.against else {}
+    templates[options.model] = chat_template
     prompts = [[{"role": "user", "content": prompt}] for prompt in options.prompt]
     prompts += conversations_of(options.data, config=data, count=options.answers)
-    results, answers, account = {}, {}, None
-    models: list[str] = [options.against] if options.against else []
-    for model in [*models, options.model]:
-        assistant = _load(options, model)
-        too_long = [m for m in prompts if assistant.room(m) < options.max_new_tokens]
-        for messages in too_long:
-            print(f"left out, too long for {model}: {messages[-1]['content'][:60]!r}", file=sys.stderr)
-            prompts.remove(messages)
-        results[model], account = assistant.losses(options.data, config=data, batch_size=options.batch_size)
+    prompts = _askable(options, prompts, templates) if prompts else []
+    results, answers, accounts = {}, {}, {}
+    for model, template in templates.items():
+        assistant = _load(options, model, chat_template=template)
+        results[model], accounts[model] = assistant.losses(options.data, config=data, batch_size=options.batch_size)
         if prompts:
             answers[model] = assistant.answer_all(prompts, max_new_tokens=options.max_new_tokens)
         del assistant
-    assert account is not None
-    print("\n".join(account.lines()))
+    print_accounts(accounts)
     print_losses(results)
     if prompts:
         print_answers(prompts, answers)
     if options.out:
-        report = results[options.model].to_dict() | {"rows": dataclasses.asdict(account)}
+        reports = {model: results[model].to_dict() | {"rows": dataclasses.asdict(accounts[model])} for model in results}
+        report = reports[options.model]
         if options.against:
-            report["against"] = results[options.against].to_dict()
+            report["against"] = reports[options.against]
         if prompts:
             report["answers"] = [
                 {"messages": messages, **{model: given[i].text for model, given in answers.items()}}
@@ -326,15 +347,59 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
     return EXIT_OK
 
 
-def _eval_data(options: argparse.Namespace, overrides: list[str]) -> configs.DataConfig:
-    """How `eval` reads its files: a config's data section, or the defaults, and overrides of either."""
+def _askable(options: argparse.Namespace, prompts: list[Any], templates: dict[str, str | None]) -> list[Any]:
+    """The prompts that every model has room for: two columns of answers are answers to the same prompts."""
+    from jax_sft.evaluate.answers import askable
+    from jax_sft.hf.load import load_pretrained
+
+    for model, template in templates.items():
+        base = load_pretrained(model, revision=options.revision, chat_template=template)
+        prompts, reasons = askable(
+            prompts,
+            template=base.template,
+            max_positions=base.config.max_positions,
+            max_new_tokens=options.max_new_tokens,
+        )
+        for reason in reasons:
+            print(f"left out, {model} cannot answer {reason}", file=sys.stderr)
+    return prompts
+
+
+# What else sets in `eval` what a config's key sets in `train`.
+_EVAL_FLAGS = {
+    "model.path": "--model",
+    "model.revision": "--revision",
+    "model.dtype": "--dtype",
+    "model.chat_template": "--chat-template",
+    "data.train": "--data",
+    "data.validation": "--data",
+    "train.batch_size": "--batch-size",
+    "evaluate.prompts": "--prompt",
+    "evaluate.max_new_tokens": "--max-new-tokens",
+}
+
+
+def _eval_config(options: argparse.Namespace, overrides: list[str]) -> tuple[configs.DataConfig, str | None]:
+    """How `eval` reads its files: a config's data section, or the defaults, and overrides of either.
+
+    And the chat template of --model: --chat-template, else the config's. An override that `eval` would not read is
+    refused; a config file may hold what it likes, being one of a training.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    for key in keys:
+        if key in configs.known_keys() and (key in {*_EVAL_FLAGS, "data.cache"} or not key.startswith("data.")):
+            way_out = f"set {_EVAL_FLAGS[key]} instead" if key in _EVAL_FLAGS else "leave it out"
+            raise ValueError(f"--config.{key}: eval does not read this key; {way_out}")
+    if options.max_length and "data.max_length" in keys:
+        raise ValueError("--max-length and --config.data.max_length are both set; leave one out")
     if options.config:
-        data = configs.load(options.config, overrides).data
+        run = configs.load(options.config, overrides)
     else:
         config = configs.default().to_dict()
         config["model"]["path"], config["data"]["train"], config["train"]["steps"] = options.model, options.data, 1
-        data = configs.from_config_dict(config, overrides).data
-    return dataclasses.replace(data, max_length=options.max_length) if options.max_length else data
+        run = configs.from_config_dict(config, overrides)
+    data = dataclasses.replace(run.data, max_length=options.max_length) if options.max_length else run.data
+    return data, options.chat_template or run.model.chat_template
 
 
 def _chat(options: argparse.Namespace, _: list[str]) -> int:
@@ -347,7 +412,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    assistant = _load(options, options.model)
+    assistant = _load(options, options.model, chat_template=options.chat_template)
     history = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
         history.append({"role": "user", "content": options.prompt})
@@ -369,9 +434,9 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         if not line:
             continue
         history.append({"role": "user", "content": line})
-        history = _shortened(assistant, history, keep=len(start), max_new_tokens=options.max_new_tokens)
         printed = _StreamedText(assistant)
         try:
+            history = _shortened(assistant, history, keep=len(start), max_new_tokens=options.max_new_tokens)
             text = assistant.answer(
                 history, max_new_tokens=options.max_new_tokens, sampling=sampling, on_token=printed.add
             ).text

@@ -1,13 +1,21 @@
 """The door: commands, exit codes, and one clear sentence for everything a user can mend."""
 
 import json
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from jax_sft import cli
-from tests.tiny import run_config, tiny_tokenizer, write_conversations
+from jax_sft.assistant import Assistant
+from jax_sft.data.conversation import Account
+from jax_sft.evaluate.answers import Answer
+from jax_sft.evaluate.losses import Losses
+from tests.tiny import CHATML, run_config, tiny_tokenizer, write_conversations
 
 CONFIG = """
 import pathlib
@@ -40,6 +48,48 @@ def place(tmp_path_factory):
 def workdir(place):
     assert cli.main(["train", "--config", str(place / "c.py"), "--workdir", str(place / "w")]) == 0
     return place / "w"
+
+
+@pytest.fixture(scope="module")
+def short(place):
+    """The same model with a context of 128 tokens."""
+    shutil.copytree(place / "model", place / "short")
+    config = json.loads((place / "short" / "config.json").read_text())
+    (place / "short" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
+    return place / "short"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The conversations that models are asked; each is answered with its own last message."""
+    seen = []
+
+    def answer(conversations):
+        seen.extend([[m["content"] for m in messages] for messages in conversations])
+        return [Answer(messages[-1]["content"], 1, True) for messages in conversations]
+
+    monkeypatch.setattr(Assistant, "answer_all", lambda _, conversations, **options: answer(conversations))
+    return seen
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What models are loaded with, instead of loading them; each drops more rows than the one before."""
+    seen = []
+
+    class Measured:
+        def losses(self, data, *, config, batch_size):
+            seen[-1]["config"] = config
+            account = Account(read=9, kept=9 - len(seen))
+            account.dropped["too strange"] = len(seen)
+            return Losses(1.0, 0.5, 3.0, {"a": {"loss": 1.0, "accuracy": 0.5, "tokens": 3.0}}), account
+
+    def load(path, **options):
+        seen.append({"path": path, **options})
+        return Measured()
+
+    monkeypatch.setattr("jax_sft.assistant.load_assistant", load)
+    return seen
 
 
 def fails(capsys, *words):
@@ -96,6 +146,85 @@ def test_eval_loss_does_not_move_with_the_batch_size(place, tmp_path):
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
 
 
+def test_both_models_answer_the_prompts_that_fit_both(place, short, asked, tmp_path, capsys):
+    out = tmp_path / "e.json"
+    words = ["eval", "--model", short, "--against", place / "model", "--data", place / "validation.jsonl"]
+    words += ["--out", out, "--max-new-tokens", "8"]
+    for prompt in ("one", "x" * 150, "two", "broken \ud83d", "three"):
+        words += ["--prompt", prompt]
+    assert cli.main([str(w) for w in words]) == 0
+    rows = json.loads(out.read_text())["answers"]
+    assert [row["messages"][0]["content"] for row in rows] == ["one", "two", "three"]
+    assert all(row[str(model)] == row["messages"][0]["content"] for row in rows for model in (short, place / "model"))
+    assert asked == [["one"], ["two"], ["three"]] * 2
+    left_out = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out, ")]
+    assert len(left_out) == 2
+    assert "cannot answer 'broken \\ud83d': a text holds half of a surrogate pair" in left_out[0]
+    assert re.search(
+        r"short cannot answer 'x+': too long, its \d+ tokens and 8 new ones exceed 128 positions", left_out[1]
+    )
+
+
+def test_eval_of_a_conversation_beyond_the_context_stops_unless_a_length_drops_it(place, short, capsys, tmp_path):
+    data = write_conversations(tmp_path / "long.jsonl", 3)
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "na " * 60}]
+    with data.open("a") as file:
+        file.write(json.dumps({"id": "giant", "messages": messages}) + "\n")
+    words = ["eval", "--model", short, "--data", data]
+    said = fails(capsys, *words)
+    assert re.search(r"short: .*giant has \d+ tokens, but the model has 128 positions", said)
+    assert "set data.max_length to 128 or less" in said
+    assert cli.main([str(w) for w in [*words, "--max-length", "128"]]) == 0
+    out = capsys.readouterr().out
+    assert "read 4, kept 3, dropped 1" in out
+    assert "longer than data.max_length = 128 tokens" in out
+
+
+def test_eval_tells_the_rows_of_each_model_where_they_differ(measured, tmp_path, capsys):
+    out = tmp_path / "e.json"
+    assert cli.main(["eval", "--model", "new", "--against", "old", "--data", "d.jsonl", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "old: read 9, kept 8, dropped 1",
+        "  dropped 1: too strange",
+        "new: read 9, kept 7, dropped 2",
+        "  dropped 2: too strange",
+    ]
+    report = json.loads(out.read_text())
+    assert (report["rows"]["kept"], report["against"]["rows"]["kept"]) == (7, 8)
+
+
+def test_eval_reads_the_data_section_and_the_template_of_a_config(place, measured, tmp_path):
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHATML)
+    config = tmp_path / "c.py"
+    config.write_text(CONFIG.replace("return", f"config.model.chat_template = {str(template)!r}\n    return"))
+    words = ["eval", "--model", "new", "--against", "old", "--data", "d.jsonl", "--config", str(config)]
+    assert cli.main([*words, "--config.data.train_turns=last"]) == 0
+    assert [(m["path"], m["chat_template"]) for m in measured] == [("old", None), ("new", str(template))]
+    assert {(m["config"].max_length, m["config"].train_turns) for m in measured} == {(128, "last")}
+    measured.clear()
+    assert cli.main([*words, "--chat-template", "other.jinja", "--max-length", "64"]) == 0
+    assert [(m["chat_template"], m["config"].max_length) for m in measured] == [("other.jinja", 64)] * 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr=5", "--config.optim.lr: eval does not read this key; leave it out"),
+        ("model.chat_template=x", "--config.model.chat_template: eval does not read this key; set --chat-template"),
+        ("data.train=x", "--config.data.train: eval does not read this key; set --data instead"),
+        ("data.cache=x", "--config.data.cache: eval does not read this key; leave it out"),
+        ("data.max_length=9", "--max-length and --config.data.max_length are both set; leave one out"),
+        ("optm.lr=5", "optm.lr is not a config key; did you mean optim.lr?"),
+    ],
+)
+def test_eval_refuses_an_override_that_it_would_not_read(measured, capsys, override, message):
+    words = ["eval", "--model", "new", "--data", "d.jsonl", "--max-length", "9", f"--config.{override}"]
+    assert message in fails(capsys, *words)
+    assert measured == []
+
+
 def test_chat_one_shot_prints_the_answer_alone(place, capsys):
     words = ["chat", "--model", str(place / "model"), "--prompt", "hi", "--greedy", "--max-new-tokens", "3"]
     assert cli.main(words) == 0
@@ -126,11 +255,24 @@ def test_a_chat_whose_context_is_full_forgets_its_oldest_turns_and_goes_on(place
     assert "exceeds the model's" in out
 
 
-def test_chat_keeps_history_until_new_and_quit(place, capsys, monkeypatch):
-    lines = iter(["hello", "again", "/new", "/quit"])
+def test_chat_keeps_history_until_new_and_quit(place, capsys, monkeypatch, asked):
+    lines = iter(["hello", "again", "", "/new", "fresh", "/quit", "never"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    assert cli.main(["chat", "--model", str(place / "model"), "--max-new-tokens", "2", "--seed", "1"]) == 0
-    assert "/new" in capsys.readouterr().out
+    assert cli.main(["chat", "--model", str(place / "model"), "--max-new-tokens", "2", "--system", "Be kind."]) == 0
+    assert asked == [
+        ["Be kind.", "hello"],
+        ["Be kind.", "hello", "hello", "again"],
+        ["Be kind.", "fresh"],
+    ]
+    assert capsys.readouterr().out.splitlines()[1:] == ["hello", "again", "fresh"]
+
+
+def test_a_chat_goes_on_without_a_message_that_cannot_be_encoded(place, capsys, monkeypatch, asked):
+    lines = iter(["hello", "half a pair \ud83d", "again"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
+    assert cli.main(["chat", "--model", str(place / "model"), "--max-new-tokens", "2"]) == 0
+    assert asked == [["hello"], ["hello", "hello", "again"]]
+    assert "jax-sft: a text holds half of a surrogate pair" in capsys.readouterr().out
 
 
 def test_export_of_a_workdir_equals_the_export_at_its_end(workdir, tmp_path):
@@ -167,17 +309,41 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
         (["chat", "--model", "{p}/model", "--config.optim.lr=1"], "takes no config"),
         (["train", "--confg", "x"], "arguments are required: --config; see jax-sft train --help"),
         (["tune"], "invalid choice: 'tune'"),
-        (["eval", "--model", "{p}/model", "--data", "{p}/train.jsonl", "--batch-size", "0"], "above 0"),
+        (["eval", "--model", "{p}/model", "--data", "{p}/train.jsonl", "--batch-size", "0"], "number from 1"),
+        (["eval", "--model", "m", "--data", "d", "--answers", "-3"], "--answers: '-3' is not a whole number from 0"),
+        (["eval", "--model", "m", "--data", "d", "--answers", "9" * 10], "from 0 to 2147483647"),
+        (["data", "--config", "{p}/c.py", "--show", "-1"], "--show: '-1' is not a whole number from 0"),
+        (["export", "--workdir", "{p}", "--out", "{t}/x", "--step", "-1"], "--step: '-1' is not a whole number from 0"),
+        (["chat", "--model", "m", "--top-k", "-1"], "top_k = -1 must not be negative"),
+        (["eval", "--model", "m", "--data", "d", "--out", "{p}"], "is a folder, where a file is to be written"),
+        (["data", "--config", "{p}/c.py", "--html", "{p}"], "is a folder, where a file is to be written"),
+        (["data", "--config", "{p}/c.py", "--dump", "{p}"], "is a folder, where a file is to be written"),
         (["eval", "--model", "m", "--against", "m", "--data", "d"], "--against names the same model"),
         (["eval", "--model", "{p}/model", "--data", "x", "--out", "{t}/no/e.json"], "does not exist; make it first"),
         (["data", "--config", "{p}/c.py", "--html", "{t}/no/d.html"], "does not exist; make it first"),
         (["train", "--config", "{p}/c.py", "--workdir", "{p}/c.py"], "cannot be made a workdir"),
-        (["export", "--model", "{p}/model", "--out", "{p}/model"], "model"),
+        (["export", "--model", "{p}/model", "--out", "{p}/model"], "which the model was read from; name a folder"),
         (["export", "--workdir", "{p}", "--out", "{t}/x", "--revision", "r"], "belongs to --model"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_status_1(place, tmp_path, capsys, words, message):
     assert message in fails(capsys, *[w.format(p=place, t=tmp_path / "out") for w in words])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(capsys, monkeypatch, tmp_path, measured, there):
+    out = tmp_path / "e.json"
+    if there:
+        out.write_text("{}")
+    locked = out if there else tmp_path
+    may = os.access
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: may(path, mode) and pathlib.Path(path) != locked
+    )  # root may all
+    assert f"{out}: cannot be written; name a file elsewhere" in fails(
+        capsys, "eval", "--model", "m", "--data", "d", "--out", out
+    )
+    assert measured == []
 
 
 def test_broken_data_names_file_and_line(place, capsys, tmp_path):
@@ -228,6 +394,8 @@ def test_the_python_doors_train_and_load(place, tmp_path):
         model.answer([{"content": "no role"}])
 
 
-def test_main_module_runs_the_same_door():
-    text = pathlib.Path(cli.__file__).with_name("__main__.py").read_text()
-    assert "from jax_sft.cli import main" in text
+def test_main_module_runs_the_same_door(place):
+    words = [sys.executable, "-m", "jax_sft", "train", "--config", str(place / "c.py")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parent.parent)
+    assert done.returncode == cli.EXIT_USER_ERROR
+    assert done.stderr == "jax-sft: no workdir: pass --workdir W, or set it in the config\n"
