@@ -80,8 +80,10 @@ class Assistant:
 
         Raises:
             ValueError: a conversation is longer than the model's context (a smaller `config.max_length` leaves it out,
-                counted), or the loss is not finite.
+                counted), the loss is not finite, or `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} must be at least 1; the losses do not depend on it")
         dataset = tokenize(config, tuple(data), self.template, cache_dir=None)
         check_context(dataset, self.base.config.max_positions, name=str(self.base.path))
         batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)

@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-length",
         type=_positive,
         metavar="N",
-        help="longer conversations are dropped, and counted; without it, one that a model's context cannot hold stops",
+        help="longer conversations are dropped, and counted; without it, one beyond a model's context is an error",
     )
     evaluate.add_argument("--batch-size", type=_positive, default=8, metavar="N")
     evaluate.add_argument(

@@ -86,6 +86,11 @@ def test_a_conversation_longer_than_the_context_is_refused_or_left_out_by_length
     assert (account.kept, sum(account.dropped.values())) == (2, 1)
 
 
+def test_a_batch_of_no_rows_is_refused(model):
+    with pytest.raises(ValueError, match="batch_size = 0 must be at least 1"):
+        model.losses(["never read"], batch_size=0)
+
+
 def test_room_is_what_the_prompt_leaves_of_the_context(model):
     short, long = (model.room([{"role": "user", "content": "x" * n}]) for n in (1, 101))
     assert short - long == 100
