@@ -203,6 +203,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     try:
         with Signals() as signals:  # from the first second on: jax alone takes some to start
             _start_distributed()
+            _start_devices()
             from jax_sft.train_loop import train
 
             signals.stop_if_received()
@@ -304,7 +305,23 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     return EXIT_OK
 
 
+def _start_devices() -> None:
+    """Start JAX, which may have been told to use what is not there."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jaxlib without the platform fails with a bare assert
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        reason = (str(error).splitlines() or ["this jaxlib has no such platform"])[0]
+        raise ValueError(
+            f"{asked}: JAX cannot start: {reason}; install jax-sft[cuda12], [cuda13] or [tpu] for it, or unset "
+            "JAX_PLATFORMS"
+        ) from error
+
+
 def _load(options: argparse.Namespace, model: str, *, chat_template: str | None) -> "Assistant":
+    _start_devices()
     from jax_sft.assistant import load_assistant
 
     return load_assistant(model, revision=options.revision, dtype=options.dtype, chat_template=chat_template)
@@ -486,6 +503,7 @@ class _StreamedText:
 def _export(options: argparse.Namespace, _: list[str]) -> int:
     from jax_sft.export import export_model, export_workdir
 
+    _start_devices()
     out = pathlib.Path(options.out)
     if options.workdir:
         if options.revision is not None:

@@ -399,3 +399,27 @@ def test_main_module_runs_the_same_door(place):
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parent.parent)
     assert done.returncode == cli.EXIT_USER_ERROR
     assert done.stderr == "jax-sft: no workdir: pass --workdir W, or set it in the config\n"
+
+
+@pytest.mark.parametrize(
+    ("platform", "reason"), [("cuda", "no such platform|cuda"), ("banana", "Unable to initialize")]
+)
+def test_a_platform_that_is_not_there_is_one_sentence(tmp_path: pathlib.Path, platform: str, reason: str):
+    command = [sys.executable, "-m", "jax_sft", "chat", "--model", str(tmp_path), "--prompt", "hi"]
+    done = subprocess.run(
+        command, env={**os.environ, "JAX_PLATFORMS": platform}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.search(
+        rf"^jax-sft: JAX_PLATFORMS={platform}: JAX cannot start: .*({reason}).*unset JAX_PLATFORMS$", done.stderr, re.M
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["garbage", "host:port", ":1234"])
+def test_an_address_that_is_none_is_one_sentence(monkeypatch, address: str):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(ValueError, match=f"JAX_COORDINATOR_ADDRESS = '{address}' must be host:port"):
+        cli._start_distributed()
