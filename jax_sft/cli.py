@@ -154,7 +154,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="M", help="a Hugging Face folder, a hub id or a .gguf file")
     parser.add_argument("--revision", metavar="R", help="of a hub id")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
-    parser.add_argument("--chat-template", metavar="F", help="a Jinja file that replaces each model's own template")
+    parser.add_argument("--chat-template", metavar="F", help="chatml, plain, alpaca or a Jinja file")
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -32,7 +32,7 @@ class ModelSource:
     path: str = ""  # a Hugging Face folder, a hub id, or a .gguf file
     revision: str | None = None  # branch, tag or commit of a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; trained weights stay float32
-    chat_template: str | None = None  # a Jinja file that replaces the tokenizer's own template
+    chat_template: str | None = None  # replaces the tokenizer's own: one of TEMPLATES, or a Jinja file
     attention: Literal["auto", "xla", "chunked"] = "auto"
 
 
@@ -362,6 +362,7 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
 _ROLES = ("assistant", "user", "system", "developer", "tool", "all")
 
 
@@ -371,8 +372,12 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         yield "model.path is empty; set it to a Hugging Face folder, a hub id or a .gguf file"
     if not run.data.train:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
-    if run.model.chat_template is not None and not pathlib.Path(run.model.chat_template).is_file():
-        yield f"model.chat_template: there is no file {run.model.chat_template}; name a Jinja file"
+    template = run.model.chat_template
+    if template is not None and template not in TEMPLATES and not pathlib.Path(template).is_file():
+        yield (
+            f"model.chat_template: there is no file {template}; name a Jinja file or one of {', '.join(TEMPLATES)}"
+            + _did_you_mean(template, TEMPLATES)
+        )
     if run.log.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         yield "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"
     for role in run.data.train_on.split(","):

@@ -7,6 +7,7 @@ the stop ids. Control text inside messages is escaped before the template sees i
 import bisect
 import functools
 import hashlib
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +15,32 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from jax_sft.config import TEMPLATES
 from jax_sft.data.control import BrokenTextError, ControlText
 from jax_sft.data.conversation import DataError, Message
 from jax_sft.data.facts import Dicts, Facts, NoFitError, RefusedError
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 WAY_OUT = "set model.chat_template to a copy of the template with {% generation %} marks around what is trained"
+
+
+def named_template(name: str, tokenizer: Any) -> str:
+    """The Jinja text of a template of ours (`TEMPLATES` in config.py), for models that have none.
+
+    Raises:
+        DataError: the tokenizer lacks a token that the template writes.
+    """
+    text = (pathlib.Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in sorted(set(re.findall(r"<\|\w+\|>", text))) if token not in vocabulary]
+    if "eos_token" in text and tokenizer.eos_token is None:
+        missing.append("an eos_token")
+    if missing:
+        raise DataError(
+            f"model.chat_template = {name!r} needs {' and '.join(missing)}, which the tokenizer does not have; choose "
+            f"another of {', '.join(TEMPLATES)}, or name a Jinja file"
+        )
+    return text
 
 
 class ChatTemplate:
@@ -58,7 +79,8 @@ class ChatTemplate:
         """
         if self._template is None:
             raise DataError(
-                "the tokenizer has no chat template, as is usual for a base model; set model.chat_template to a file"
+                "the tokenizer has no chat template, as is usual for a base model; set model.chat_template to one of "
+                f"{', '.join(TEMPLATES)}, or to a Jinja file"
             )
         return self._template
 

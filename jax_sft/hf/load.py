@@ -20,7 +20,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from jax_sft.config import TEMPLATES
 from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.template import named_template
 from jax_sft.hf import gguf, names, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
@@ -98,7 +100,7 @@ def load_pretrained(
     Args:
         source: a Hugging Face folder, a hub id or a .gguf file.
         revision: branch, tag or commit of a hub id.
-        chat_template: a Jinja file that replaces the model's own template.
+        chat_template: a Jinja file, or one of `TEMPLATES`, that replaces the model's own template.
 
     Raises:
         ValueError: nothing is there, a file cannot be read or holds what it must not, the architecture is not modelled,
@@ -119,7 +121,7 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     _check_vocabulary(source, tokenizer, config.vocab_size)
-    template = template_text(tokenizer) if chat_template is None else _read_template(pathlib.Path(chat_template))
+    template = template_text(tokenizer) if chat_template is None else _given_template(chat_template, tokenizer)
     stops = [
         *_special_ids(f"{source}: generation_config.json", generation_config, config.vocab_size),
         *_special_ids(f"{source}: config.json", hf_config, config.vocab_size),
@@ -269,9 +271,14 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return said
 
 
-def _read_template(path: pathlib.Path) -> str:
+def _given_template(given: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    if given in TEMPLATES:
+        return named_template(str(given), tokenizer)
+    path = pathlib.Path(given)
     if not path.is_file():
-        raise ValueError(f"model.chat_template: there is no file {path}; name a Jinja file")
+        raise ValueError(
+            f"model.chat_template: there is no file {path}; name a Jinja file or one of {', '.join(TEMPLATES)}"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
