@@ -33,6 +33,7 @@ class ModelSource:
     revision: str | None = None  # branch, tag or commit of a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; trained weights stay float32
     chat_template: str | None = None  # replaces the tokenizer's own: one of TEMPLATES, or a Jinja file
+    new_tokens: tuple[str, ...] = ()  # control tokens to add to the vocabulary; their rows start as the mean row
     attention: Literal["auto", "xla", "chunked"] = "auto"
 
 

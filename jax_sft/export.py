@@ -73,7 +73,12 @@ def export_workdir(
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
     """
     config = read_config(workdir)
-    base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
+    base = load_pretrained(
+        config.model.path,
+        revision=config.model.revision,
+        chat_template=config.model.chat_template,
+        new_tokens=config.model.new_tokens,
+    )
     mesh = make_mesh(MeshConfig())
     shape = abstract_params(base.config)
     shape = jax.tree.map(

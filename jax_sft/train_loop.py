@@ -113,7 +113,12 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     check_shard_size(config.export.max_shard_size)
     _first_process_does(lambda: check_destination(workdir / "export"), what="what the first process checks first")
     mesh = make_mesh(config.mesh)
-    base = load_pretrained(config.model.path, revision=config.model.revision, chat_template=config.model.chat_template)
+    base = load_pretrained(
+        config.model.path,
+        revision=config.model.revision,
+        chat_template=config.model.chat_template,
+        new_tokens=config.model.new_tokens,
+    )
     for name, value in dropouts(base.hf_config).items():
         _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)

@@ -28,16 +28,15 @@ from jax_sft.checkpoint import Checkpoints
 import jax_sft.checkpoint
 from jax_sft.config import CheckpointConfig, MeshConfig, OptimConfig
 from jax_sft.batch import Batch
-from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build, random_params
+from jax_sft.model.families import read_model_config
 from jax_sft.optim import optimizer
 from jax_sft.sharding import local_rows, make_mesh, put_batch
 from jax_sft.train_step import abstract_state, init_state, make_train_step, state_shardings
 
-MODEL = ModelConfig(
-    vocab_size=options["vocabulary"], width=16, mlp_width=32, num_layers=2, num_heads=4, num_kv_heads=4, head_width=4,
-    max_positions=64, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, activation="silu", qkv_bias=False,
-    output_bias=False, mlp_bias=False, tied_head=True)
+MODEL = read_model_config({"model_type": "llama", "vocab_size": options["vocabulary"], "hidden_size": 16,
+    "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True})
 root, STEPS, ROWS, T = pathlib.Path(options["root"]), options["steps"], 8, 16
 
 def batch_of(step, rows):

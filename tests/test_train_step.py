@@ -14,8 +14,8 @@ from jax_sft.batch import Batch
 from jax_sft.config import MeshConfig, OptimConfig
 from jax_sft.data.conversation import Sequence
 from jax_sft.data.packing import fill_rows
-from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build, random_params
+from jax_sft.model.families import read_model_config
 from jax_sft.optim import optimizer
 from jax_sft.sharding import local_rows, make_mesh, put_batch
 from jax_sft.train_step import (
@@ -29,23 +29,22 @@ from jax_sft.train_step import (
 )
 
 V, T, P, ROWS = 88, 24, 18, 8
-MODEL = ModelConfig(
-    vocab_size=V,
-    width=16,
-    mlp_width=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=4,
-    head_width=4,
-    max_positions=64,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
-    activation="silu",
-    qkv_bias=False,
-    output_bias=False,
-    mlp_bias=False,
-    tied_head=True,
+MODEL = read_model_config(
+    {
+        "model_type": "llama",
+        "vocab_size": V,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    }
 )
 # A large eps: Adam turns the float noise of a gradient near zero into a step of full size.
 OPTIM = OptimConfig(lr=1e-2, schedule="linear", warmup_steps=2, weight_decay=0.1, clip_norm=0.5, eps=1e-3)

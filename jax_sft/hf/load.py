@@ -10,13 +10,14 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
+from tokenizers import AddedToken
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -65,6 +66,10 @@ class Pretrained:
     stop_ids: tuple[int, ...]  # where its own files say that it stops
     hf_config: dict[str, Any]
     generation_config: dict[str, Any]
+    new_ids: tuple[
+        int, ...
+    ]  # of tokens added here; the files have no rows for them, or rows that nothing was learned in
+    stored_vocab_size: int  # rows of the files' embedding
     params: dict[str, Any] | None  # None where only the files were read
 
     @functools.cached_property
@@ -80,6 +85,7 @@ def load_model(
     mesh: Mesh | None = None,
     dtype: str = "float32",
     chat_template: str | pathlib.Path | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> Pretrained:
     """Files and weights of a model; see `load_pretrained` and `load_params`.
 
@@ -87,13 +93,17 @@ def load_model(
         mesh: the weights are spread over it by their letters; None: they all go to one device.
         dtype: of the weights on the devices.
     """
-    base = load_pretrained(source, revision=revision, chat_template=chat_template)
+    base = load_pretrained(source, revision=revision, chat_template=chat_template, new_tokens=new_tokens)
     shardings = None if mesh is None else shard_params(abstract_params(base.config), mesh)
     return dataclasses.replace(base, params=load_params(base, shardings=shardings, dtype=dtype))
 
 
 def load_pretrained(
-    source: str | pathlib.Path, *, revision: str | None = None, chat_template: str | pathlib.Path | None = None
+    source: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    chat_template: str | pathlib.Path | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> Pretrained:
     """Everything a model's files say, without its weights.
 
@@ -101,6 +111,7 @@ def load_pretrained(
         source: a Hugging Face folder, a hub id or a .gguf file.
         revision: branch, tag or commit of a hub id.
         chat_template: a Jinja file, or one of `TEMPLATES`, that replaces the model's own template.
+        new_tokens: control tokens that the vocabulary gets, unless it has them; the model's vocabulary grows with it.
 
     Raises:
         ValueError: nothing is there, a file cannot be read or holds what it must not, the architecture is not modelled,
@@ -121,6 +132,8 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     _check_vocabulary(source, tokenizer, config.vocab_size)
+    stored_vocab_size, new_ids = config.vocab_size, _added(tokenizer, new_tokens)
+    config = dataclasses.replace(config, vocab_size=max(stored_vocab_size, *(i + 1 for i in new_ids), 0))
     template = template_text(tokenizer) if chat_template is None else _given_template(chat_template, tokenizer)
     stops = [
         *_special_ids(f"{source}: generation_config.json", generation_config, config.vocab_size),
@@ -135,6 +148,8 @@ def load_pretrained(
         stop_ids=tuple(dict.fromkeys(stops)),
         hf_config=hf_config,
         generation_config=generation_config,
+        new_ids=new_ids,
+        stored_vocab_size=stored_vocab_size,
         params=None,
     )
 
@@ -154,8 +169,9 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     host_dtype = np.dtype(float_dtype(dtype))
     stored = _stored_tensors(base.path)
     abstract = abstract_params(base.config)
-    _check_tensors(base.path, stored, base.config)
-    _check_tied_head(base.path, stored, base.config)
+    stored_config = dataclasses.replace(base.config, vocab_size=base.stored_vocab_size)
+    _check_tensors(base.path, stored, stored_config)
+    _check_tied_head(base.path, stored, stored_config)
     one_device = SingleDeviceSharding(jax.local_devices()[0])
     wanted: Any = jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings
     shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract, base.config)}
@@ -171,7 +187,7 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
             layers = [stored[name] for name in rule.names]
             arrays = []
             for bounds, devices in parts_of[rule.path].items():
-                part = _read_part(rule, layers, bounds, host_dtype, bar)
+                part = _read_part(rule, layers, bounds, host_dtype, bar, base)
                 # Waiting lets the host's copy go before the next one is made.
                 arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
             names.put(params, rule.path, jax.make_array_from_single_device_arrays(shape, sharding, arrays))
@@ -187,10 +203,15 @@ def _parts(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
     return devices_of
 
 
-def _read_part(rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, dtype: np.dtype, bar: tqdm) -> np.ndarray:
+def _read_part(
+    rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, dtype: np.dtype, bar: tqdm, base: Pretrained
+) -> np.ndarray:
     """A part of one parameter, from the files, some layers at a time into their place."""
     part = np.empty([high - low for low, high in bounds], dtype)
     slices = tuple(slice(low, high) for low, high in bounds)
+    if rule.letters == "VD" and base.new_ids:
+        bar.update(part.size)
+        return _read_rows(layers[0], part, slices, base)
     index = rule.file_slices(slices[1:] if rule.stacked else slices)
 
     def read(target: np.ndarray, layer: int) -> int:
@@ -202,6 +223,35 @@ def _read_part(rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, dty
         for size in pool.map(read, targets, wanted):
             bar.update(size)
     return part
+
+
+def _read_rows(tensor: StoredTensor, part: np.ndarray, slices: tuple[slice, ...], base: Pretrained) -> np.ndarray:
+    """A part of an embedding or head with new rows, each of which is the mean of the rows of the vocabulary before."""
+    rows, columns = slices
+    there = min(rows.stop, base.stored_vocab_size)
+    if rows.start < there:
+        part[: there - rows.start] = tensor.read((slice(rows.start, there), columns))
+    total, known = np.zeros(part.shape[1], np.float64), base.stored_vocab_size
+    known -= sum(i < base.stored_vocab_size for i in base.new_ids)
+    step = max(1, _HEAD_CHECK_BYTES // (8 * part.shape[1]))
+    for start in range(0, base.stored_vocab_size, step):
+        held = tensor.read((slice(start, min(start + step, base.stored_vocab_size)), columns)).astype(np.float64)
+        new = [i - start for i in base.new_ids if start <= i < start + len(held)]
+        total += held.sum(0) - held[new].sum(0)
+    for i in [*base.new_ids, *range(base.stored_vocab_size, rows.stop)]:
+        if rows.start <= i < rows.stop:
+            part[i - rows.start] = (total / known).astype(part.dtype)
+    return part
+
+
+def _added(tokenizer: PreTrainedTokenizerFast, new_tokens: Sequence[str]) -> tuple[int, ...]:
+    """Ids of the tokens that the vocabulary did not have; it has them now."""
+    missing = [token for token in dict.fromkeys(new_tokens) if token not in tokenizer.get_vocab()]
+    if any(not token.strip() for token in new_tokens):
+        raise ValueError(f"model.new_tokens = {tuple(new_tokens)!r}: a token must have a character that is no blank")
+    added: Any = [AddedToken(token, special=True, normalized=False) for token in missing]
+    tokenizer.add_tokens(added, special_tokens=True)
+    return tuple(tokenizer.get_vocab()[token] for token in missing)
 
 
 def _stored_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:

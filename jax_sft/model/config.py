@@ -16,6 +16,7 @@ import numpy as np
 from jax_sft.sharding import letters_of
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+_PARTS = ("attn", "mlp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,17 +166,16 @@ class ModelConfig:
     @property
     def shapes(self) -> dict[str, Any]:
         """The parameter tree, with shapes as leaves; every name ends in the letters of its axes."""
-        norms = [f"{part}_norm" for part in ("attn", "mlp") if self.pre_norms]
-        norms += [f"{part}_post_norm" for part in ("attn", "mlp") if self.post_norms]
         has_bias = self.norm == "layer"
-        block = [f"{norm}_LD" for norm in norms] + [f"{norm}_bias_LD" for norm in norms if has_bias]
-        block += ["q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD", "up_LDF", "down_LFD"]
+        norms = {part: [f"{part}_norm"] * self.pre_norms + [f"{part}_post_norm"] * self.post_norms for part in _PARTS}
+        block = [f"{norm}_LD" for norm in norms["attn"]] + ["q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD"]
+        block += [f"{norm}_LD" for norm in norms["mlp"]] + ["gate_LDF"] * self.gated_mlp + ["up_LDF", "down_LFD"]
+        block += [f"{norm}_bias_LD" for part in _PARTS for norm in norms[part] if has_bias]
         block += {"none": [], "head": ["q_norm_LH", "k_norm_LH"], "width": ["q_norm_LNH", "k_norm_LKH"]}[self.qk_norm]
         block += ["q_bias_LNH", "k_bias_LKH", "v_bias_LKH"] if self.qkv_bias else []
         block += ["o_bias_LD"] if self.output_bias else []
-        block += ["up_bias_LF", "down_bias_LD"] if self.mlp_bias else []
-        block += ["gate_LDF"] if self.gated_mlp else []
         block += ["gate_bias_LF"] if self.gated_mlp and self.mlp_bias else []
+        block += ["up_bias_LF", "down_bias_LD"] if self.mlp_bias else []
         top = ["embed_VD", "final_norm_D"] + ["final_norm_bias_D"] * has_bias + ["head_VD"] * (not self.tied_head)
         return {"blocks": {name: self._shape(name) for name in block}} | {name: self._shape(name) for name in top}
 

@@ -1,6 +1,7 @@
 """Weights come in whole, cast, and straight into their place; what does not fit is named at once."""
 
 import json
+import math
 import pathlib
 import re
 import subprocess
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding
 from safetensors.numpy import save_file
 
 from jax_sft.config import MeshConfig
+from jax_sft.export import write_export
 from jax_sft.hf.load import load_model, load_params, load_pretrained
 from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import make_mesh, shard_params
@@ -289,3 +291,37 @@ def test_the_load_of_a_sharded_model_holds_one_part_at_a_time(tmp_path: pathlib.
     parts = [s.data.nbytes for x in jax.tree.leaves(model.params) for s in x.addressable_shards]
     assert isinstance(model.params["embed_VD"].sharding, NamedSharding)
     assert max(largest) == max(parts)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 4)])
+def test_new_tokens_get_the_mean_row_and_the_rest_stays(tmp_path: pathlib.Path, tied: bool, shape):
+    """Vocabulary 320, of which the tokenizer has 310: ten of twelve new tokens find an unused row, two a new one."""
+    config = TINY | {"tie_word_embeddings": tied}
+    weights = tensors(config)
+    write_folder(tmp_path / "m", config, weights)
+    size = len(load_pretrained(tmp_path / "m").tokenizer)
+    new = [f"<|new_{i}|>" for i in range(322 - size)]
+    mesh = make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]), jax.devices()[: math.prod(shape)])
+    base = load_model(tmp_path / "m", mesh=mesh, new_tokens=[*new, "<|im_end|>", new[0]])
+    assert base.new_ids == tuple(range(size, 322))
+    assert base.config.vocab_size == 322
+    assert base.tokenizer("hi<|new_0|>")["input_ids"][-1] == size
+    for ours, name in [("embed_VD", "model.embed_tokens.weight"), ("head_VD", "lm_head.weight")][: 1 if tied else 2]:
+        got = np.asarray(base.params[ours])
+        np.testing.assert_array_equal(got[:size], weights[name][:size])
+        np.testing.assert_allclose(got[size:], np.tile(weights[name][:size].mean(0), (322 - size, 1)), rtol=1e-6)
+    assert load_model(tmp_path / "m").config.vocab_size == 320
+
+
+def test_new_tokens_leave_with_the_export_and_come_back(tmp_path: pathlib.Path):
+    write_folder(tmp_path / "m", TINY, tensors(TINY))
+    base = load_model(tmp_path / "m", new_tokens=[f"<|new_{i}|>" for i in range(20)])
+    write_export(base, base.params, tmp_path / "out", dtype="float32", max_shard_size="5GB", facts={})
+    back = load_model(tmp_path / "out")
+    assert back.config == base.config
+    assert back.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == base.config.vocab_size
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), back.params, base.params)
+    with pytest.raises(ValueError, match=r"model\.new_tokens = .*: a token must have a character that is no blank"):
+        load_pretrained(tmp_path / "m", new_tokens=[" "])
