@@ -1,7 +1,7 @@
 """The alphabet, the mesh, and which letter lies on which axis of it.
 
 B batch row, T query/token position, S key position, D model width, F MLP width, N query heads, K key/value heads,
-G query heads per key/value head, H head width, V vocabulary, L layers, P predicted position.
+G query heads per key/value head, H head width, V vocabulary, L layers, E experts, P predicted position.
 
 A weight's letters (its layout in memory) are the suffix of its name in the parameter tree: `kernel_LDNH` -> "LDNH".
 From the letters alone follows its place on the mesh.
@@ -20,6 +20,7 @@ from jax_sft.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows are spread over both
+# E lies whole on every device: each multiplies its own rows by all experts.
 WEIGHT_AXIS_OF_LETTER = {"D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
 
 

@@ -99,14 +99,23 @@ def make_train_step(
     """The jitted optimizer step; its first argument is donated.
 
     Takes (state, frozen, batch): `frozen` is {} for full fine-tuning, leaves of `batch` are [A, B, ...].
-    loss = sum(weight x nll) / sum(weight) over every micro-batch, row and device. A loss or gradient that is not finite
-    leaves params and opt_state as they were and reports finite=False; a batch without any weight leaves them too.
+    loss = sum(weight x nll) / sum(weight) over every micro-batch, row and device. A router that has a load-balancing
+    loss adds its mean over all tokens to what is differentiated, not to the Tally. A loss or gradient that is not
+    finite leaves params and opt_state as they were and reports finite=False; a batch without any weight leaves them
+    too.
     """
 
-    def micro_gradient(params: Params, frozen: Params, batch: Batch) -> tuple[Params, Tally]:
+    def micro_gradient(params: Params, frozen: Params, batch: Batch, balance_weight: Any) -> tuple[Params, Tally]:
         def weighted_sum(params: Params) -> tuple[jax.Array, Tally]:
             return _loss_and_tally(
-                graphdef, params, frozen, batch, num_sources=num_sources, remat=remat, chunk_tokens=loss_chunk_tokens
+                graphdef,
+                params,
+                frozen,
+                batch,
+                num_sources=num_sources,
+                remat=remat,
+                chunk_tokens=loss_chunk_tokens,
+                balance_weight=balance_weight,
             )
 
         grads, tally = jax.grad(weighted_sum, has_aux=True)(params)
@@ -116,7 +125,10 @@ def make_train_step(
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             grads, tally = _sum_over_micro_batches(
-                lambda micro: micro_gradient(state.params, frozen, micro), batch, state.params, num_sources
+                lambda micro: micro_gradient(state.params, frozen, micro, _balance_weight(batch)),
+                batch,
+                state.params,
+                num_sources,
             )
         weight = tally.weight.sum()
         has_weight = weight > 0
@@ -160,11 +172,17 @@ def _loss_and_tally(
     num_sources: int,
     remat: str,
     chunk_tokens: int,
+    balance_weight: Any = None,
 ) -> tuple[jax.Array, Tally]:
+    """What is differentiated, and the Tally; `balance_weight` is that of a token's share of the router's loss."""
     model: Any = nnx.merge(graphdef, params, frozen)
-    h_BTD = model.hidden(batch.tokens_BT, batch.positions_BT, batch.segments_BT, remat=remat)
+    tokens = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    if balance_weight is not None and model.config.router_aux_weight > 0:
+        h_BTD, imbalance = model.hidden_and_imbalance(*tokens, remat=remat)
+    else:
+        h_BTD, imbalance = model.hidden(*tokens, remat=remat), None
     h_BPD, targets_BP, weights_BP, sources_BP = at_predicted(h_BTD, batch)
-    return loss_and_tally(
+    loss, tally = loss_and_tally(
         h_BPD,
         model.head(),
         targets_BP,
@@ -174,6 +192,15 @@ def _loss_and_tally(
         chunk_tokens=chunk_tokens,
         logit_cap=model.config.logit_cap,
     )
+    if imbalance is not None:
+        loss += balance_weight * model.config.router_aux_weight * imbalance
+    return loss, tally
+
+
+def _balance_weight(batch: Batch) -> jax.Array:
+    """sum(weight) / tokens, over all micro-batches: what is a mean over tokens once it is divided by sum(weight)."""
+    tokens = (batch.segments_BT > 0).sum(dtype=jnp.float32)
+    return batch.weights_BT.sum() / jnp.maximum(tokens, 1.0)
 
 
 def _sum_over_micro_batches(

@@ -7,6 +7,7 @@ Each device's part is read, cast and sent on its own: the host never holds more 
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -33,7 +34,7 @@ from jax_sft.model.families import read_model_config
 from jax_sft.sharding import shard_params
 
 Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
-_READERS = 4  # layers read at a time; each holds one layer's part in the file's dtype
+_READERS = 4  # tensors read at a time; each holds its part in the file's dtype
 _HEAD_CHECK_BYTES = 64 * 2**20  # of a tied head that is there all the same, compared at a time
 
 
@@ -184,10 +185,10 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     with tqdm(total=total, desc="load weights", unit=" params", unit_scale=True, delay=1.0, disable=not show) as bar:
         for rule, sharding in placed:
             shape = shape_of[rule.path]
-            layers = [stored[name] for name in rule.names]
+            tensors = {place: stored[name] for place, name in rule.names.items()}
             arrays = []
             for bounds, devices in parts_of[rule.path].items():
-                part = _read_part(rule, layers, bounds, host_dtype, bar, base)
+                part = _read_part(rule, tensors, bounds, host_dtype, bar, base)
                 # Waiting lets the host's copy go before the next one is made.
                 arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
             names.put(params, rule.path, jax.make_array_from_single_device_arrays(shape, sharding, arrays))
@@ -204,23 +205,30 @@ def _parts(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
 
 
 def _read_part(
-    rule: names.Rule, layers: list[StoredTensor], bounds: Bounds, dtype: np.dtype, bar: tqdm, base: Pretrained
+    rule: names.Rule,
+    tensors: Mapping[names.Shape, StoredTensor],
+    bounds: Bounds,
+    dtype: np.dtype,
+    bar: tqdm,
+    base: Pretrained,
 ) -> np.ndarray:
-    """A part of one parameter, from the files, some layers at a time into their place."""
+    """A part of one parameter, from the files, some tensors at a time into their place in the stack."""
     part = np.empty([high - low for low, high in bounds], dtype)
     slices = tuple(slice(low, high) for low, high in bounds)
     if rule.letters == "VD" and base.new_ids:
         bar.update(part.size)
-        return _read_rows(layers[0], part, slices, base)
-    index = rule.file_slices(slices[1:] if rule.stacked else slices)
+        return _read_rows(tensors[()], part, slices, base)
+    stack, own = bounds[: len(rule.stack)], slices[len(rule.stack) :]
+    index = rule.file_slices(own)
 
-    def read(target: np.ndarray, layer: int) -> int:
-        target[...] = rule.from_file(layers[layer].read(index), target.shape)
+    def read(place: names.Shape) -> int:
+        target = part[(*(at - low for at, (low, _) in zip(place, stack, strict=True)), ...)]
+        target[...] = rule.from_file(tensors[place].read(index), target.shape)
         return target.size
 
-    targets, wanted = (part, range(*bounds[0])) if rule.stacked else ([part], [0])
+    places = itertools.product(*(range(low, high) for low, high in stack))
     with futures.ThreadPoolExecutor(_READERS) as pool:  # casts and transposes go on in numpy, without the lock
-        for size in pool.map(read, targets, wanted):
+        for size in pool.map(read, places):
             bar.update(size)
     return part
 
@@ -270,7 +278,7 @@ def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], confi
     """Every tensor is there, with its shape, and no other."""
     wanted: dict[str, tuple[int, ...]] = {}
     for rule in names.rules(config).values():
-        wanted |= dict.fromkeys(rule.names, rule.file_shape)
+        wanted |= dict.fromkeys(rule.names.values(), rule.file_shape)
     copies = {names.HEAD} - set(wanted)  # a tied head may be there all the same
     missing = names.folded([name for name in wanted if name not in stored])
     unexpected = names.folded([name for name in stored if name not in wanted and name not in copies])

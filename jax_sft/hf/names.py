@@ -2,9 +2,11 @@
 
 In: an axis string such as "(N H) D" for the file and the suffix of our name, "q_LDNH". Out: every reshape, transpose
 and slice between the two; nothing is written per tensor. Our layers are stacked (L in front), theirs are one tensor
-each (`{layer}` in the name). Some files hold several of ours in one tensor, one after the other along its first axis.
+each (`{layer}` in the name), and so are experts (`{expert}`, E). Some files hold several of ours in one tensor, one
+after the other along its first axis.
 
-Letters: L layers, D model width, F MLP width, N query heads, K key/value heads, H head width, V vocabulary.
+Letters: L layers, D model width, F MLP width, N query heads, K key/value heads, H head width, V vocabulary,
+E experts.
 """
 
 import dataclasses
@@ -48,7 +50,7 @@ class Rule:
 
     @property
     def hf(self) -> str:
-        """Its name in a Hugging Face file, with `{layer}` where there is one a layer."""
+        """Its name in a Hugging Face file, with `{layer}` and `{expert}` where there is one for each."""
         return self.row.hf
 
     @functools.cached_property
@@ -57,18 +59,18 @@ class Rule:
         return tuple(re.sub(r"[() ]", "", group) for group in re.findall(r"\([^)]*\)|[A-Z]", self.row.axes))
 
     @functools.cached_property
-    def stacked(self) -> bool:
-        """Whether ours holds all layers, with L in front."""
-        return "{layer}" in self.hf
+    def stack(self) -> str:
+        """Letters in front of ours, over which the file has one tensor each: "L", "LE", or none."""
+        return "L" * ("{layer}" in self.hf) + "E" * ("{expert}" in self.hf)
 
     @functools.cached_property
     def letters(self) -> str:
-        """Letters of ours, of one layer: "blocks.q_LDNH" -> "DNH"."""
-        return self.path.rsplit("_", 1)[-1].removeprefix("L" if self.stacked else "")
+        """Letters of ours, of one layer (and expert): "blocks.q_LDNH" -> "DNH"."""
+        return self.path.rsplit("_", 1)[-1].removeprefix(self.stack)
 
     @property
     def layer_shape(self) -> Shape:
-        """The shape of ours, of one layer."""
+        """The shape of ours, of one layer (and expert)."""
         return tuple(self.sizes[letter] for letter in self.letters)
 
     @property
@@ -78,9 +80,11 @@ class Rule:
         return (sum(map(self._size, self.row.parts)) or own[0], *own[1:])
 
     @property
-    def names(self) -> list[str]:
-        """The file's names: one a layer, or one."""
-        return [self.hf.format(layer=i) for i in range(self.sizes["L"])] if self.stacked else [self.hf]
+    def names(self) -> dict[Shape, str]:
+        """The file's names, by where that tensor lies in the stack: (layer,), (layer, expert) or ()."""
+        places = np.ndindex(*(self.sizes[letter] for letter in self.stack))
+        words = ["layer", "expert"][: len(self.stack)]
+        return {place: self.hf.format(**dict(zip(words, place, strict=True))) for place in places}
 
     def file_slices(self, slices: Slices) -> Slices:
         """Where a part of one layer of ours lies in the file's tensor; of a group, only the first letter may be cut."""
@@ -112,6 +116,8 @@ class Rule:
 
 _HF = "model.layers.{layer}."
 _GGUF = "blk.{layer}."
+_EXPERT = _HF + "mlp.experts.{expert}."
+_MIXTRAL = _HF + "block_sparse_moe."
 _QKV = _HF + "self_attn.qkv_proj.weight"
 _GATE_UP = _HF + "mlp.gate_up_proj.weight"
 
@@ -152,8 +158,22 @@ _FUSED_QKV = tuple(
 _FUSED_GATE_UP = tuple(
     Row(path, _GATE_UP, "", "F D", ("F", "F"), part) for part, path in enumerate(["blocks.gate_LDF", "blocks.up_LDF"])
 )
+_EXPERTS = (
+    Row("blocks.router_LDE", _HF + "mlp.gate.weight", "", "E D"),
+    Row("blocks.gate_LEDF", _EXPERT + "gate_proj.weight", "", "F D"),
+    Row("blocks.up_LEDF", _EXPERT + "up_proj.weight", "", "F D"),
+    Row("blocks.down_LEFD", _EXPERT + "down_proj.weight", "", "D F"),
+)
 # Where a model type's files differ from Llama's.
 _OTHERS: dict[str, tuple[Row, ...]] = {
+    "qwen3_moe": _EXPERTS,
+    "olmoe": _EXPERTS,
+    "mixtral": (
+        Row("blocks.router_LDE", _MIXTRAL + "gate.weight", "", "E D"),
+        Row("blocks.gate_LEDF", _MIXTRAL + "experts.{expert}.w1.weight", "", "F D"),
+        Row("blocks.up_LEDF", _MIXTRAL + "experts.{expert}.w3.weight", "", "F D"),
+        Row("blocks.down_LEFD", _MIXTRAL + "experts.{expert}.w2.weight", "", "D F"),
+    ),
     "gemma2": _FOUR_NORMS,
     "gemma3_text": _FOUR_NORMS,
     "olmo2": _FOUR_NORMS,
@@ -209,13 +229,20 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def folded(names: list[str]) -> list[str]:
-    """Names with their layers drawn together: "model.layers.{0-2,5}.mlp.up_proj.weight"."""
-    layers: dict[str, list[int]] = {}
+    """Names with their layers and experts drawn together: "model.layers.{0-2,5}.mlp.experts.{0-7}.up_proj.weight"."""
+    return _folded_at(0, _folded_at(1, names))  # experts first: layers that lack the same ones are then one line
+
+
+def _folded_at(which: int, names: list[str]) -> list[str]:
+    """Names that differ in nothing but their number so and so, the first or the second, as one."""
+    numbers_of: dict[str, list[int]] = {}
     for name in names:
-        match = re.search(r"(?<=\.)\d+(?=\.)", name)
+        match = dict(enumerate(re.finditer(r"(?<=\.)\d+(?=\.)", name))).get(which)
         pattern = name if match is None else f"{name[: match.start()]}\0{name[match.end() :]}"
-        layers.setdefault(pattern, []).extend([int(match.group())] if match else [])
-    return [p.replace("\0", str(n[0]) if len(n) == 1 else f"{{{_ranges(n)}}}") if n else p for p, n in layers.items()]
+        numbers_of.setdefault(pattern, []).extend([int(match.group())] if match else [])
+    return [
+        p.replace("\0", str(n[0]) if len(n) == 1 else f"{{{_ranges(n)}}}") if n else p for p, n in numbers_of.items()
+    ]
 
 
 def _ranges(numbers: list[int]) -> str:

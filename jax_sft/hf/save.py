@@ -44,8 +44,8 @@ class Planned(NamedTuple):
     """One tensor that will be in a file: ours, or several of ours one after the other."""
 
     name: str
-    parts: tuple[tuple[names.Rule, jax.Array], ...]  # each with all its layers
-    layer: int
+    parts: tuple[tuple[names.Rule, jax.Array], ...]  # each with all its layers and experts
+    place: names.Shape  # where it lies in their stacks
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -168,13 +168,9 @@ def _plan(
     for rule, array in names.leaves(params, config):
         sharing.setdefault(rule.hf, []).append((rule, array))
     parts_of = {name: tuple(sorted(parts, key=lambda p: p[0].row.part)) for name, parts in sharing.items()}
-    layers = [
-        Planned(name.format(layer=i), parts, i)
-        for i in range(config.num_layers)
-        for name, parts in parts_of.items()
-        if parts[0][0].stacked
-    ]
-    first, *rest = [Planned(name, parts, 0) for name, parts in parts_of.items() if not parts[0][0].stacked]
+    all_places = [Planned(name, parts, at) for parts in parts_of.values() for at, name in parts[0][0].names.items()]
+    first, *rest = [p for p in all_places if not p.place]
+    layers = sorted((p for p in all_places if p.place), key=lambda p: p.place[0])
     planned = {p.name: p for p in [first, *layers, *rest]}
     split = huggingface_hub.split_state_dict_into_shards_factory(
         planned,
@@ -192,8 +188,8 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
     """Each tensor of the plan on this host, in the file's layout and dtype; the whole one even if it is sharded."""
     show = jax.process_index() == 0
     plan = [planned for held in files.values() for planned in held]
-    for name, parts, layer in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
-        shares = [rule.to_file(_fetch(array, layer, stacked=rule.stacked, dtype=dtype)) for rule, array in parts]
+    for name, parts, place in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
+        shares = [rule.to_file(_fetch(array, place, dtype=dtype)) for rule, array in parts]
         tensor = shares[0] if len(shares) == 1 else np.concatenate(shares)
         # Some at a time: what `isfinite` answers is half as large as what it is asked of.
         if not all(np.isfinite(part).all() for part in np.array_split(tensor.reshape(-1), 1 + tensor.size // 2**22)):
@@ -204,17 +200,18 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
         yield tensor
 
 
-def _fetch(array: jax.Array, layer: int, *, stacked: bool, dtype: np.dtype) -> np.ndarray:
-    """One layer of an array on this host, whole and cast."""
+def _fetch(array: jax.Array, place: names.Shape, *, dtype: np.dtype) -> np.ndarray:
+    """One layer (and expert) of an array on this host, whole and cast."""
     sharding = array.sharding
     if jax.process_count() > 1 and isinstance(sharding, NamedSharding):
         whole = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, across hosts
-        return np.asarray(_pick(whole, stacked, dtype)(array, jnp.int32(layer)).addressable_data(0))
-    if stacked or array.dtype != dtype:
+        return np.asarray(_pick(whole, dtype)(array, [jnp.int32(i) for i in place]).addressable_data(0))
+    if place or array.dtype != dtype:
         # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
-        if stacked and isinstance(sharding, NamedSharding):
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))  # as it lies, without L
-        array = _pick(sharding, stacked, dtype)(array, jnp.int32(layer))
+        if isinstance(sharding, NamedSharding):
+            own = (*sharding.spec, *[None] * array.ndim)[len(place) : array.ndim]  # as it lies, without L (and E)
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*own))
+        array = _pick(sharding, dtype)(array, [jnp.int32(i) for i in place])
     tensor = np.empty(array.shape, dtype)
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
@@ -223,12 +220,13 @@ def _fetch(array: jax.Array, layer: int, *, stacked: bool, dtype: np.dtype) -> n
 
 
 @functools.lru_cache
-def _pick(sharding: Sharding, stacked: bool, dtype: np.dtype) -> Any:
-    """Compiled once per shape: one layer of a stacked array, cast."""
+def _pick(sharding: Sharding, dtype: np.dtype) -> Any:
+    """Compiled once per shape: one layer (and expert) of a stacked array, cast."""
 
-    def pick(array: jax.Array, layer: jax.Array) -> jax.Array:
-        one = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else array
-        return one.astype(dtype)
+    def pick(array: jax.Array, place: list[jax.Array]) -> jax.Array:
+        for i in place:
+            array = jax.lax.dynamic_index_in_dim(array, i, keepdims=False)
+        return array.astype(dtype)
 
     return jax.jit(pick, out_shardings=sharding)
 

@@ -3,7 +3,7 @@
 In: numbers and switches (families.py reads them off a config.json). Out: the shapes of all parameters, their count, and
 the floating point operations of a training step. Nothing here has a default: a field left out would be a silent guess.
 
-V vocabulary, D model width, F MLP width, N query heads, K key/value heads, H head width, L layers.
+V vocabulary, D model width, F MLP width, N query heads, K key/value heads, H head width, L layers, E experts.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class ModelConfig:
     model_type: str  # how its files are named and laid out; no arithmetic reads it
     vocab_size: int  # V
     width: int  # D
-    mlp_width: int  # F
+    mlp_width: int  # F; of one expert, where there are experts
     num_layers: int  # L
     num_heads: int  # N
     num_kv_heads: int  # K
@@ -116,6 +116,10 @@ class ModelConfig:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    num_experts: int  # E: MLPs of a layer, of which a router chooses some for each token; 0: one MLP for all
+    experts_per_token: int
+    router_normalised: bool  # weights of the chosen experts are divided by their sum
+    router_aux_weight: float  # of the load-balancing loss, in training; changes no logits
     tied_head: bool
 
     def __post_init__(self) -> None:
@@ -126,6 +130,15 @@ class ModelConfig:
             raise ValueError(
                 f"model config: num_attention_heads = {self.num_heads} must be a multiple of num_key_value_heads = "
                 f"{self.num_kv_heads}"
+            )
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"model config: num_experts_per_tok = {self.experts_per_token} must be between 1 and the number of "
+                f"experts, {self.num_experts}"
+            )
+        if self.num_experts and (not self.gated_mlp or self.mlp_bias):
+            raise ValueError(
+                "model config: experts with biases or without a gate are not modelled; only gated ones are"
             )
         if not len(self.windows) == len(self.ropes) == self.num_layers:
             raise ValueError(
@@ -161,6 +174,7 @@ class ModelConfig:
             "N": self.num_heads,
             "K": self.num_kv_heads,
             "H": self.head_width,
+            "E": self.num_experts,
         }
 
     @property
@@ -168,8 +182,11 @@ class ModelConfig:
         """The parameter tree, with shapes as leaves; every name ends in the letters of its axes."""
         has_bias = self.norm == "layer"
         norms = {part: [f"{part}_norm"] * self.pre_norms + [f"{part}_post_norm"] * self.post_norms for part in _PARTS}
+        mlp = ["gate_LDF"] * self.gated_mlp + ["up_LDF", "down_LFD"]
+        if self.num_experts:
+            mlp = ["router_LDE"] + ["gate_LEDF"] * self.gated_mlp + ["up_LEDF", "down_LEFD"]
         block = [f"{norm}_LD" for norm in norms["attn"]] + ["q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD"]
-        block += [f"{norm}_LD" for norm in norms["mlp"]] + ["gate_LDF"] * self.gated_mlp + ["up_LDF", "down_LFD"]
+        block += [f"{norm}_LD" for norm in norms["mlp"]] + mlp
         block += [f"{norm}_bias_LD" for part in _PARTS for norm in norms[part] if has_bias]
         block += {"none": [], "head": ["q_norm_LH", "k_norm_LH"], "width": ["q_norm_LNH", "k_norm_LKH"]}[self.qk_norm]
         block += ["q_bias_LNH", "k_bias_LKH", "v_bias_LKH"] if self.qkv_bias else []
@@ -191,7 +208,8 @@ class ModelConfig:
 
         6 x (matmul weights of the layers) x tokens, for forward (2) and both backward products (4), plus the head at
         the predicted tokens alone, plus attention over the causal half of every segment, inside the layer's window.
-        Padding, masked tokens, recomputation (remat) and the embedding lookup add nothing.
+        Of experts, those count that a token goes through. Padding, masked tokens, recomputation (remat) and the
+        embedding lookup add nothing.
 
         Args:
             lengths: tokens of each segment in the step, over all devices and micro-batches; no padding.
@@ -199,7 +217,8 @@ class ModelConfig:
         """
         lengths = np.asarray(lengths, np.int64)
         per_layer = self.width * self.head_width * 2 * (self.num_heads + self.num_kv_heads)
-        per_layer += (3 if self.gated_mlp else 2) * self.width * self.mlp_width
+        mlp = (3 if self.gated_mlp else 2) * self.width * self.mlp_width
+        per_layer += mlp * self.experts_per_token + self.width * self.num_experts if self.num_experts else mlp
         body = 6 * self.num_layers * per_layer * int(lengths.sum())
         head = 6 * self.vocab_size * self.width * predicted_tokens
         twice_seen = 0  # twice the number of (query, key) pairs, over all layers

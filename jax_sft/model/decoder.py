@@ -7,7 +7,7 @@ The layers' weights are stacked ([L, ...]) and run by one `lax.scan`. Flax NNX d
     h_BTD = model.hidden(tokens_BT, positions_BT, segments_BT)
 
 B batch row, T position, S slot of the cache, D model width, F MLP width, N/K heads, H head width, V vocabulary,
-L layers.
+L layers, E experts.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_sft.model.attention import KVCache, Scores, attention, cached_attention, check_backend
 from jax_sft.model.config import ModelConfig, Rope
+from jax_sft.model.experts import Load, Routing, apply_experts, imbalance, load_of, route
 from jax_sft.model.layers import (
     activate,
     capped,
@@ -80,14 +81,14 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: `remat` is none of these.
         """
-        x_BTD = self._embed(tokens_BT)
-        angles = self._angles(positions_BT, lambda: _segment_lengths(positions_BT, segments_BT))
+        return self._hidden(tokens_BT, positions_BT, segments_BT, remat)[0]
 
-        def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, None]:
-            return self._block(x_BTD, weights, angles, segments_BT), None
-
-        x_BTD, _ = jax.lax.scan(_rematerialise(body, remat), x_BTD, self._layers())
-        return self._final(x_BTD)
+    def hidden_and_imbalance(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, *, remat: str = "none"
+    ) -> tuple[jax.Array, jax.Array]:
+        """`hidden`, and how unevenly the router spreads the tokens over the experts: see `experts.imbalance`."""
+        h_BTD, load_L = self._hidden(tokens_BT, positions_BT, segments_BT, remat)
+        return h_BTD, jnp.float32(0) if load_L is None else imbalance(load_L, segments_BT > 0)
 
     def head(self) -> jax.Array:
         """The output matrix [V, D] as stored; the embedding itself when tied."""
@@ -121,7 +122,7 @@ class Decoder(nnx.Module):
         def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, angles)
             attended_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, weights, segments_BT)
-            return self._add_and_mlp(x_BTD, attended_BTNH, weights), (k_BTKH, v_BTKH)
+            return self._add_and_mlp(x_BTD, attended_BTNH, weights)[0], (k_BTKH, v_BTKH)
 
         x_BTD, kv_LBTKH = jax.lax.scan(body, self._embed(tokens_BT), self._layers())
         room = [(0, 0), (0, 0), (0, slots - tokens_BT.shape[1]), (0, 0), (0, 0)]
@@ -144,7 +145,7 @@ class Decoder(nnx.Module):
             k_BSKH, v_BSKH = jnp.where(is_new_BS11, k_B1KH, k_BSKH), jnp.where(is_new_BS11, v_B1KH, v_BSKH)
             scores = self._scores(weights)
             attended_B1NH = cached_attention(q_B1NH, k_BSKH, v_BSKH, last_slot_B=cache.length_B, scores=scores)
-            return self._add_and_mlp(x_B1D, attended_B1NH, weights), (k_B1KH, v_B1KH)
+            return self._add_and_mlp(x_B1D, attended_B1NH, weights)[0], (k_B1KH, v_B1KH)
 
         layers = (self._layers(), cache.k_LBSKH, cache.v_LBSKH)
         x_B1D, (k_LB1KH, v_LB1KH) = jax.lax.scan(body, self._embed(tokens_B[:, None]), layers)
@@ -156,6 +157,17 @@ class Decoder(nnx.Module):
             length_B=cache.length_B + 1,
         )
         return self._last_logits(x_B1D), longer
+
+    def _hidden(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, remat: str
+    ) -> tuple[jax.Array, Load | None]:
+        angles = self._angles(positions_BT, lambda: _segment_lengths(positions_BT, segments_BT))
+
+        def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, Load | None]:
+            return self._block(x_BTD, weights, angles, segments_BT)
+
+        x_BTD, load_L = jax.lax.scan(_rematerialise(body, remat), self._embed(tokens_BT), self._layers())
+        return self._final(x_BTD), load_L
 
     def _last_logits(self, x_B1D: jax.Array) -> jax.Array:
         h_B1D = self._final(x_B1D)
@@ -218,11 +230,14 @@ class Decoder(nnx.Module):
             return layer_norm(x, scale, weights[f"{name}_bias_D"], config.norm_eps)
         return rms_norm(x, scale, config.norm_eps, in_float32=config.norm_in_float32)
 
-    def _block(self, x_BTD: jax.Array, weights: Weights, angles: Angles | None, segments_BT: jax.Array) -> jax.Array:
+    def _block(
+        self, x_BTD: jax.Array, weights: Weights, angles: Angles | None, segments_BT: jax.Array
+    ) -> tuple[jax.Array, Load | None]:
         x_BTD = checkpoint_name(x_BTD, "block_input")
         q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, angles)
         attended_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, weights, segments_BT)
-        return self._add_and_mlp(x_BTD, checkpoint_name(attended_BTNH, "attended"), weights)
+        x_BTD, routing = self._add_and_mlp(x_BTD, checkpoint_name(attended_BTNH, "attended"), weights)
+        return x_BTD, None if routing is None else load_of(routing, segments_BT > 0)
 
     def _project_qkv(
         self, x_BTD: jax.Array, weights: Weights, angles: Angles | None
@@ -251,7 +266,9 @@ class Decoder(nnx.Module):
         scores = self._scores(weights)
         return attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=segments_BT, scores=scores, backend=self.attention)
 
-    def _add_and_mlp(self, x_BTD: jax.Array, attended_BTNH: jax.Array, weights: Weights) -> jax.Array:
+    def _add_and_mlp(
+        self, x_BTD: jax.Array, attended_BTNH: jax.Array, weights: Weights
+    ) -> tuple[jax.Array, Routing | None]:
         config = self.config
 
         def add(x_BTD: jax.Array, out_BTD: jax.Array, part: str) -> jax.Array:
@@ -261,14 +278,31 @@ class Decoder(nnx.Module):
 
         x_BTD = add(x_BTD, project("BTNH,NHD->BTD", attended_BTNH, weights["o_NHD"], weights.get("o_bias_D")), "attn")
         normed_BTD = self._norm(x_BTD, weights, "mlp_norm") if config.pre_norms else x_BTD
+        out_BTD, routing = (
+            self._experts(normed_BTD, weights) if config.num_experts else (self._mlp(normed_BTD, weights), None)
+        )
+        return constrain(add(x_BTD, out_BTD, "mlp"), "BTD"), routing
+
+    def _experts(self, normed_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, Routing]:
+        config = self.config
+        routing = route(
+            normed_BTD,
+            weights["router_DE"],
+            experts_per_token=config.experts_per_token,
+            normalised=config.router_normalised,
+        )
+        kernels = (weights["gate_EDF"], weights["up_EDF"], weights["down_EFD"])
+        return apply_experts(normed_BTD, routing, *kernels, config.activation), routing
+
+    def _mlp(self, normed_BTD: jax.Array, weights: Weights) -> jax.Array:
+        config = self.config
         inner_BTF = project("BTD,DF->BTF", normed_BTD, weights["up_DF"], weights.get("up_bias_F"))
         if config.gated_mlp:
             gate_BTF = project("BTD,DF->BTF", normed_BTD, weights["gate_DF"], weights.get("gate_bias_F"))
             inner_BTF = constrain(activate(gate_BTF, config.activation) * inner_BTF, "BTF")
         else:
             inner_BTF = constrain(activate(inner_BTF, config.activation), "BTF")
-        x_BTD = add(x_BTD, project("BTF,FD->BTD", inner_BTF, weights["down_FD"], weights.get("down_bias_D")), "mlp")
-        return constrain(x_BTD, "BTD")
+        return project("BTF,FD->BTD", inner_BTF, weights["down_FD"], weights.get("down_bias_D"))
 
 
 def _segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -329,7 +363,7 @@ def _rematerialise(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
         case "dots":
             # Without the attention result the backward pass would run the scores twice in the chunked backend.
             keep = policies.save_from_both_policies(
-                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attended")
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attended", "grouped")
             )
         case "full":
             keep = policies.nothing_saveable

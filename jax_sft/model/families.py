@@ -39,8 +39,15 @@ _ACTIVATION_OF_HF: dict[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
 }
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_COUNTS = (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "use_sliding_window")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size")
+_COUNTS = (
+    *(*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
+    *_EXPERT_COUNTS,
+)
+_SWITCHES = (
+    *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "use_sliding_window"),
+    *("norm_topk_prob", "output_router_logits"),
+)
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _COMMON = frozenset(
     (*_SIZES, *_ROPE, "num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings", "model_type")
@@ -63,6 +70,10 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False,),
     "quantization_config": (None,),
     "pruned_heads": ({},),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([],),
+    "clip_qkv": (None,),
+    "router_jitter_noise": (0.0,),
 }
 _DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
 # Fields that say nothing about the arithmetic of logits; names that start with "_" are private and ignored too.
@@ -108,6 +119,7 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"config.json: model_type = {kind!r} is not modelled; these are: {', '.join(FAMILIES)}")
     missing = [f"{name} is missing" for name in _SIZES if hf.get(name) is None]
     problems = missing + _misfits(hf) + _unmodelled(hf, family) + (_rope_problems(hf) or _contradictions(hf))
+    problems += _two_counts_of_experts(hf)
     if problems:
         raise _cannot_be_followed(problems)
     # Ids of tokens say nothing here, and the defaults of the type may lie outside this vocabulary.
@@ -150,6 +162,10 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         "qkv_bias": False,
         "output_bias": False,
         "mlp_bias": False,
+        "num_experts": 0,
+        "experts_per_token": 0,
+        "router_normalised": False,
+        "router_aux_weight": 0.0,
         "tied_head": said.tie_word_embeddings,
     }
     return ModelConfig(**usual | family.read(said))
@@ -228,10 +244,35 @@ def _starcoder2(said: Said) -> dict[str, Any]:
     }
 
 
+def _experts(said: Said) -> dict[str, Any]:
+    return {
+        "num_experts": said.num_experts,
+        "experts_per_token": said.num_experts_per_tok,
+        # As in transformers, which leaves the loss out of training unless the config asks for the router's logits.
+        "router_aux_weight": float(said.router_aux_loss_coef) if said.output_router_logits else 0.0,
+    }
+
+
+def _mixtral(said: Said) -> dict[str, Any]:
+    return _experts(said) | {"router_normalised": True}
+
+
+def _qwen3_moe(said: Said) -> dict[str, Any]:
+    width = said.moe_intermediate_size
+    return _qwen3(said) | _experts(said) | {"mlp_width": width, "router_normalised": said.norm_topk_prob}
+
+
+def _olmoe(said: Said) -> dict[str, Any]:
+    return _llama(said) | _experts(said) | {"qk_norm": "width", "router_normalised": said.norm_topk_prob}
+
+
 _RMS = frozenset({"rms_norm_eps"})
 _PLAIN = _RMS | {"hidden_act"}
 _BIASED = _PLAIN | {"attention_bias", "mlp_bias"}
 _WINDOWS = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
+_EXPERTS = frozenset(
+    {"num_experts", "num_local_experts", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef"}
+)
 _GEMMA = _RMS | {"attention_bias", "hidden_activation"}
 _GEMMA2 = _GEMMA | {"query_pre_attn_scalar", "sliding_window", "layer_types", "final_logit_softcapping"}
 
@@ -278,6 +319,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family(
         "Starcoder2ForCausalLM", frozenset({"hidden_act", "norm_epsilon", "use_bias", "sliding_window"}), _starcoder2
     ),
+    "mixtral": Family("MixtralForCausalLM", _PLAIN | _EXPERTS | {"sliding_window"}, _mixtral),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        # Its window is that of all layers, whatever max_window_layers says.
+        _PLAIN
+        | _EXPERTS
+        | (_WINDOWS - {"layer_types"})
+        | {"attention_bias", "norm_topk_prob", "moe_intermediate_size"},
+        _qwen3_moe,
+    ),
+    "olmoe": Family("OlmoeForCausalLM", _PLAIN | _EXPERTS | {"attention_bias", "norm_topk_prob"}, _olmoe),
 }
 
 
@@ -320,6 +372,7 @@ def _misfits(hf: Mapping[str, Any]) -> list[str]:
     wanted: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (_COUNTS, lambda x: _is_positive(x) and isinstance(x, int), "a whole number of at least 1, without quotes"),
         (numbers, _is_positive, "a number above 0, without quotes"),
+        (("router_aux_loss_coef",), lambda x: x == 0 or _is_positive(x), "0 or a number above it, without quotes"),
         (acts, lambda x: x in [*_ACTIVATION_OF_HF], f"one of {', '.join(_ACTIVATION_OF_HF)}"),
         (_SWITCHES, lambda x: isinstance(x, bool), "true or false, without quotes"),
         (_ROPE[1:], lambda x: isinstance(x, Mapping), 'an object like {"rope_type": "linear", "factor": 2.0}'),
@@ -445,6 +498,13 @@ def _contradictions(hf: Mapping[str, Any]) -> list[str]:
     if new and old and _scaling_of(new) != _scaling_of(old):
         problems.append(f"rope_scaling = {dict(old)} and rope_parameters = {dict(new)} differ; keep one of them")
     return problems
+
+
+def _two_counts_of_experts(hf: Mapping[str, Any]) -> list[str]:
+    new, old = hf.get("num_experts"), hf.get("num_local_experts")
+    if new is None or old is None or new == old:
+        return []
+    return [f"num_experts = {new!r} and num_local_experts = {old!r} differ; keep one of them"]
 
 
 def _scaling_of(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,13 @@ Run `python -m tests.hf.family_cases` (with torch) to record tests/golden/family
 """
 
 import copy
+import json
 import pathlib
+import tempfile
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from jax_sft.hf import names
 from jax_sft.model.config import ModelConfig
@@ -56,6 +59,16 @@ BASES: dict[str, dict[str, Any]] = {
     "glm": {},
     "glm4": {},
     "starcoder2": {"sliding_window": 7, "norm_epsilon": 1e-5},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 12,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False, "head_dim": LEFT_OUT},
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {
@@ -120,6 +133,15 @@ TURNED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite_with_biases": ("granite", {"attention_bias": True, "mlp_bias": True}),
     "glm_no_bias_all_rotated": ("glm", {"attention_bias": False, "partial_rotary_factor": 1.0}),
+    "mixtral_one_of_five_and_window": (
+        "mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 1, "sliding_window": 7, "tie_word_embeddings": True},
+    ),
+    "qwen3_moe_as_they_come_with_bias_and_window": (
+        "qwen3_moe",
+        {"norm_topk_prob": False, "attention_bias": True, "use_sliding_window": True, "sliding_window": 7},
+    ),
+    "olmoe_normalised_with_bias": ("olmoe", {"norm_topk_prob": True, "attention_bias": True}),
     "starcoder2_no_bias": ("starcoder2", {"use_bias": False, "sliding_window": None}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in BASES} | TURNED
@@ -159,28 +181,42 @@ def state_dict_of(config: ModelConfig, params: dict[str, Any]) -> dict[str, np.n
     """The tensors of a Hugging Face file."""
     shares: dict[str, dict[int, np.ndarray]] = {}
     for rule, array in names.leaves(params, config):
-        for name, layer in zip(rule.names, array if rule.stacked else [array], strict=True):
-            shares.setdefault(name, {})[rule.row.part] = rule.to_file(layer)
+        for place, name in rule.names.items():
+            shares.setdefault(name, {})[rule.row.part] = rule.to_file(array[(*place, ...)])
     return {name: np.concatenate([parts[i] for i in sorted(parts)]) for name, parts in shares.items()}
 
 
 def transformers_model(case: str) -> Any:
-    """The model as transformers builds it, float32 on the CPU, with our weights: no tensor missing, none unexpected."""
+    """The model as transformers reads it from files, float32 on the CPU: no tensor missing, none unexpected."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    said = hf_config(case)
-    kind = said.pop("model_type")
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(kind, **said), attn_implementation="eager", dtype=torch.float32
-    ).eval()
     config = config_of(case)
-    state = {name: torch.from_numpy(x) for name, x in state_dict_of(config, params_of(config)).items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected, unexpected
-    assert set(missing) <= ({names.HEAD} if config.tied_head else set()), missing
-    model.tie_weights()
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder)
+        (path / "config.json").write_text(json.dumps(hf_config(case)))
+        save_file(state_dict_of(config, params_of(config)), path / "model.safetensors", metadata={"format": "pt"})
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    assert not any(found.values()), found
+    return model.eval()
+
+
+def transformers_gradients(model: Any) -> dict[str, np.ndarray]:
+    """The gradients of a model after `backward`, as the tensors of the file that transformers would write."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(pathlib.Path(folder) / "model.safetensors")
 
 
 def transformers_logits(case: str) -> np.ndarray:

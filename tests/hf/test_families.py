@@ -148,7 +148,9 @@ def test_import_then_export_is_equal_byte_for_byte(case, shape, tmp_path: pathli
     assert load_model(tmp_path / "out").config == base.config
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "glm4", "starcoder2"])
+@pytest.mark.parametrize(
+    "case", ["llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "glm4", "starcoder2", "mixtral", "qwen3_moe", "olmoe"]
+)
 def test_gradients_of_the_loss_equal_torch(case):
     torch = pytest.importorskip("torch")
     config = config_of(case)
@@ -177,7 +179,7 @@ def test_gradients_of_the_loss_equal_torch(case):
 
     params = jax.tree.map(jnp.asarray, params_of(config))
     ours = state_dict_of(config, jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params)))
-    theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    theirs = family_cases.transformers_gradients(model)
     assert ours.keys() == theirs.keys()
     for name, wanted in theirs.items():
         np.testing.assert_allclose(ours[name], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max(), err_msg=name)
@@ -185,3 +187,26 @@ def test_gradients_of_the_loss_equal_torch(case):
 
 def test_every_family_has_a_case():
     assert {kind for kind, _ in CASES.values()} == set(BASES)
+
+
+def test_experts_that_are_missing_or_too_many_are_named_drawn_together(tmp_path: pathlib.Path):
+    config = config_of("olmoe")  # 4 layers of 8 experts
+    state = {
+        name: np.resize(x, (320, 16)) if x.shape[0] == 31 else x
+        for name, x in state_dict_of(config, params_of(config)).items()
+    }
+    for layer in range(4):
+        state[f"model.layers.{layer}.mlp.experts.8.up_proj.weight"] = state[
+            "model.layers.0.mlp.experts.0.up_proj.weight"
+        ]
+        del state[f"model.layers.{layer}.mlp.experts.2.down_proj.weight"]
+        del state[f"model.layers.{layer}.mlp.experts.3.down_proj.weight"]
+    (tmp_path / "config.json").write_text(json.dumps(hf_config("olmoe") | {"vocab_size": 320}))
+    tiny_tokenizer().save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="the weights do not fit config.json") as error:
+        load_model(tmp_path)
+    assert str(error.value).splitlines()[1:] == [
+        "  missing: model.layers.{0-3}.mlp.experts.{2-3}.down_proj.weight",
+        "  unexpected: model.layers.{0-3}.mlp.experts.8.up_proj.weight",
+    ]

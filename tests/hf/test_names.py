@@ -13,7 +13,7 @@ from tests.hf import family_cases
 
 CONFIGS = {case: family_cases.config_of(case) for case in family_cases.CASES}
 # Every row of every table once; N H is not D, and no two widths are equal where that can be.
-SIZES = {"L": 2, "D": 5, "F": 7, "N": 4, "K": 2, "H": 3, "V": 11}
+SIZES = {"L": 2, "D": 5, "F": 7, "N": 4, "K": 2, "H": 3, "V": 11, "E": 6}
 ROWS = {rule.row for config in CONFIGS.values() for rule in names.rules(config).values()}
 RULES = [names.Rule(row, SIZES) for row in sorted(ROWS, key=lambda row: (row.path, row.hf))]
 
@@ -82,3 +82,12 @@ def test_folded_names_keep_every_layer():
     layers = [f"model.layers.{i}.b.c" for i in (0, 2, 3, 7)]
     found = names.folded(["model.layers.5.up", "a.norm.weight", *layers])
     assert found == ["model.layers.5.up", "a.norm.weight", "model.layers.{0,2-3,7}.b.c"]
+
+
+def test_folded_names_draw_experts_together_and_then_the_layers_that_have_the_same_ones():
+    wanted = [f"model.layers.{i}.experts.{e}.w1.weight" for i in range(3) for e in range(4)]
+    assert names.folded(wanted) == ["model.layers.{0-2}.experts.{0-3}.w1.weight"]
+    assert names.folded([*wanted[:5], *wanted[6:8]]) == [
+        "model.layers.0.experts.{0-3}.w1.weight",
+        "model.layers.1.experts.{0,2-3}.w1.weight",
+    ]

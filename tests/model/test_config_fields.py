@@ -22,6 +22,7 @@ LONG = LongRope(
     magnitude=1.1,
     original_positions=20,
 )
+MIXED = dataclasses.replace(BASE, num_experts=4, experts_per_token=2, tied_head=False)
 TURNS_TREE = {
     "vocab_size": 32,
     "width": 20,
@@ -57,8 +58,9 @@ TURNS_LOGITS = [
     ("activation", "gelu"),
     ("activation", "gelu_tanh"),
 ]
-# How long prompts may be, what files look like, and two that have tests of their own.
-TURNS_ELSEWHERE = {"max_positions", "model_type", "norm_in_float32", "num_layers"}
+TURNS_EXPERTS = [("num_experts", 5), ("experts_per_token", 1), ("router_normalised", True)]
+# How long prompts may be, what files look like, and three that have tests of their own.
+TURNS_ELSEWHERE = {"max_positions", "model_type", "norm_in_float32", "num_layers", "router_aux_weight"}
 
 
 def logits_of(config: ModelConfig) -> np.ndarray:
@@ -69,7 +71,7 @@ def logits_of(config: ModelConfig) -> np.ndarray:
 
 
 def test_every_field_is_turned_below():
-    turned = TURNS_TREE.keys() | {name for name, _ in TURNS_LOGITS} | TURNS_ELSEWHERE
+    turned = TURNS_TREE.keys() | {name for name, _ in TURNS_LOGITS + TURNS_EXPERTS} | TURNS_ELSEWHERE
     assert turned == {field.name for field in dataclasses.fields(ModelConfig)}
 
 
@@ -84,6 +86,15 @@ def test_field_moves_the_logits(field, value):
     turned = dataclasses.replace(BASE, **{field: value})
     assert abstract_params(turned) == abstract_params(BASE)
     assert np.abs(logits_of(turned) - logits_of(BASE)).max() > 1e-3
+
+
+@pytest.mark.parametrize(("field", "value"), TURNS_EXPERTS)
+def test_field_of_experts_moves_the_tree_or_the_logits(field, value):
+    turned = dataclasses.replace(MIXED, **{field: value})
+    if abstract_params(turned) == abstract_params(MIXED):
+        assert np.abs(logits_of(turned) - logits_of(MIXED)).max() > 1e-3
+    else:
+        assert field == "num_experts"
 
 
 def test_every_layer_is_a_layer():

@@ -125,7 +125,7 @@ def test_scan_equals_a_python_loop_over_layers(case):
             weights = {name: stacked[0] for name, stacked in model._layers().items()}
             x_BTD = model._embed(state) if layer == 0 else state
             angles = rope_angles(positions_BT, None, config.ropes[layer])
-            state = model._block(x_BTD, weights, angles, jnp.ones_like(tokens_BT))
+            state = model._block(x_BTD, weights, angles, jnp.ones_like(tokens_BT))[0]
         exact = state * jax.lax.rsqrt(jnp.square(state).mean(-1, keepdims=True) + config.norm_eps)
         return exact * params["final_norm_D"][None, None]
 
