@@ -425,6 +425,7 @@ def _eval_config(options: argparse.Namespace, overrides: list[str]) -> tuple[con
 
 
 def _chat(options: argparse.Namespace, _: list[str]) -> int:
+    from jax_sft.chat import talk
     from jax_sft.generate import Sampling
 
     sampling = Sampling(
@@ -440,69 +441,8 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         history.append({"role": "user", "content": options.prompt})
         print(assistant.answer(history, max_new_tokens=options.max_new_tokens, sampling=sampling).text)
         return EXIT_OK
-    print("Type a message; /new starts over, /quit or Ctrl-D ends, Ctrl-C cuts an answer short.")
-    start = list(history)
-    while True:
-        try:
-            line = input("\n> ").strip()
-        except EOFError:
-            print()
-            return EXIT_OK
-        if line == "/quit":
-            return EXIT_OK
-        if line == "/new":
-            history = list(start)
-            continue
-        if not line:
-            continue
-        history.append({"role": "user", "content": line})
-        printed = _StreamedText(assistant)
-        try:
-            history = _shortened(assistant, history, keep=len(start), max_new_tokens=options.max_new_tokens)
-            text = assistant.answer(
-                history, max_new_tokens=options.max_new_tokens, sampling=sampling, on_token=printed.add
-            ).text
-        except KeyboardInterrupt:
-            text = printed.shown
-        except ValueError as error:  # this message cannot be answered; the conversation goes on without it
-            history.pop()
-            print(f"jax-sft: {error}")
-            continue
-        printed.finish(text)
-        history.append({"role": "assistant", "content": text})
-
-
-def _shortened(
-    assistant: "Assistant", history: list[dict[str, str]], *, keep: int, max_new_tokens: int
-) -> list[dict[str, str]]:
-    """The history without its oldest turns, as far as the model's context asks for it; the system message stays."""
-    dropped = 0
-    while len(history) > keep + 2 and assistant.room(history) < max_new_tokens:
-        history = history[:keep] + history[keep + 2 :]
-        dropped += 2
-    if dropped:
-        print(f"(the context is full: the oldest {dropped} messages were forgotten)")
-    return history
-
-
-class _StreamedText:
-    """Prints an answer while its tokens come; a character is held back until all its bytes are there."""
-
-    def __init__(self, assistant: "Assistant") -> None:
-        self._tokenizer = assistant.template.tokenizer
-        self._tokens: list[int] = []
-        self.shown = ""
-
-    def add(self, row: int, token: int) -> None:
-        del row
-        self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True).lstrip()
-        if text.startswith(self.shown) and not text.endswith("\ufffd"):
-            print(text[len(self.shown) :], end="", flush=True)
-            self.shown = text
-
-    def finish(self, text: str) -> None:
-        print(text[len(self.shown) :] if text.startswith(self.shown) else "")
+    talk(assistant, history, sampling=sampling, max_new_tokens=options.max_new_tokens)
+    return EXIT_OK
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:

@@ -30,7 +30,7 @@ FLOORS = {
         "manifest",
         "signals",
     },  # the verbs
-    3: {"train_loop", "export", "assistant"},  # the story: side effects
+    3: {"train_loop", "export", "assistant", "chat"},  # the story: side effects
     4: {"cli", "__main__", "__init__"},  # the doors
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -43,6 +43,7 @@ SIDEWAYS = {
     "evaluate": {"generate", "loss"},
     "step_log": {"metrics", "train_step"},
     "train_loop": {"export"},
+    "chat": {"assistant"},
     "__main__": {"cli"},
 }
 
