@@ -269,14 +269,9 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.loader import Loader
-    from jax_sft.hf.load import load_pretrained
+    from jax_sft.hf.load import load_configured
 
-    base = load_pretrained(
-        run.model.path,
-        revision=run.model.revision,
-        chat_template=run.model.chat_template,
-        new_tokens=run.model.new_tokens,
-    )
+    base = load_configured(run.model)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     for name, paths in (("train", run.data.train), ("validation", run.data.validation)):
         if not paths:

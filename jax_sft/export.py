@@ -12,7 +12,7 @@ import jax
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import MeshConfig, RunConfig
 from jax_sft.evaluate.losses import Losses
-from jax_sft.hf.load import Pretrained, load_model, load_pretrained
+from jax_sft.hf.load import Pretrained, load_configured, load_model
 from jax_sft.hf.save import save_model
 from jax_sft.manifest import read_config
 from jax_sft.model.decoder import abstract_params
@@ -73,12 +73,7 @@ def export_workdir(
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
     """
     config = read_config(workdir)
-    base = load_pretrained(
-        config.model.path,
-        revision=config.model.revision,
-        chat_template=config.model.chat_template,
-        new_tokens=config.model.new_tokens,
-    )
+    base = load_configured(config.model)
     mesh = make_mesh(MeshConfig())
     shape = abstract_params(base.config)
     shape = jax.tree.map(

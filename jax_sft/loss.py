@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sft.batch import Batch
+from jax_sft.model.layers import capped
 from jax_sft.sharding import BATCH_AXES, constrain
 
 _ALIGNMENT = 64  # chunk sizes are multiples of it where chunk_tokens is: what matrix units like
@@ -153,7 +154,7 @@ def _forward_alone(
 
     def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         h_ZCD, targets_ZC = xs
-        logits_ZCV = _capped(_logits(h_ZCD, head), logit_cap)
+        logits_ZCV = capped(_logits(h_ZCD, head), logit_cap)
         return None, _nll_and_hit(logits_ZCV, targets_ZC)[:2]
 
     _, (nll_XZC, hit_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC))
@@ -173,7 +174,7 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, logit_c
 
     def chunk(dhead_ZVD: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
         h_ZCD, targets_ZC, weights_ZC = xs
-        logits_ZCV = _capped(_logits(h_ZCD, head_in_dtype), logit_cap)
+        logits_ZCV = capped(_logits(h_ZCD, head_in_dtype), logit_cap)
         nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
         is_target_ZCV = targets_ZC[:, :, None] == ids_V[None, None, :]
         p_ZCV = jnp.exp(logits_ZCV - lse_ZC[:, :, None])
@@ -219,10 +220,6 @@ def _compute_copy(head_VD: jax.Array, dtype: Any) -> jax.Array:
 
 def _logits(h_ZCD: jax.Array, head_VD: jax.Array) -> jax.Array:
     return constrain(jnp.einsum("ZCD,VD->ZCV", h_ZCD, head_VD, preferred_element_type=jnp.float32), "BCV")
-
-
-def _capped(logits_ZCV: jax.Array, cap: float | None) -> jax.Array:
-    return logits_ZCV if cap is None else cap * jnp.tanh(logits_ZCV / cap)
 
 
 def _nll_and_hit(logits_ZCV: jax.Array, targets_ZC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

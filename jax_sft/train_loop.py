@@ -30,7 +30,7 @@ from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.export import training_facts, write_export
 from jax_sft.generate import Sampling
 from jax_sft.hf.folder import weights_sample
-from jax_sft.hf.load import Pretrained, load_params, load_pretrained
+from jax_sft.hf.load import Pretrained, load_configured, load_params
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
 from jax_sft.metrics import Metrics
@@ -113,12 +113,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     check_shard_size(config.export.max_shard_size)
     _first_process_does(lambda: check_destination(workdir / "export"), what="what the first process checks first")
     mesh = make_mesh(config.mesh)
-    base = load_pretrained(
-        config.model.path,
-        revision=config.model.revision,
-        chat_template=config.model.chat_template,
-        new_tokens=config.model.new_tokens,
-    )
+    base = load_configured(config.model)
     for name, value in dropouts(base.hf_config).items():
         _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)

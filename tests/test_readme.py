@@ -70,7 +70,7 @@ def test_there_are_commands_to_check():
 
 
 @pytest.mark.parametrize("command", JAX_SFT_COMMANDS)
-def test_command_parses(command: str):
+def test_command_is_accepted_by_the_door(command: str):
     words = shlex.split(command, comments=True)[1:]
     overrides = [w.removeprefix("--config.") for w in words if w.startswith("--config.")]
     cli.build_parser().parse_args(

@@ -22,7 +22,7 @@ from tokenizers import AddedToken
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from jax_sft.config import TEMPLATES
+from jax_sft.config import TEMPLATES, ModelSource
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
 from jax_sft.hf import gguf, names, tensorfile
@@ -152,6 +152,13 @@ def load_pretrained(
         new_ids=new_ids,
         stored_vocab_size=stored_vocab_size,
         params=None,
+    )
+
+
+def load_configured(model: ModelSource) -> Pretrained:
+    """`load_pretrained` of what a run's config says under `model`."""
+    return load_pretrained(
+        model.path, revision=model.revision, chat_template=model.chat_template, new_tokens=model.new_tokens
     )
 
 
