@@ -322,9 +322,10 @@ class Checkpoints:
         for _ in range(_PARTS_THAT_FAIL):
             with contextlib.suppress(Exception):
                 self._manager.close()
+        # What a thread of the old manager still holds, or makes after this, is no checkpoint: the next start clears it.
         if self._saving is not None:
             for left in self._directory.glob(f"{self._step_folder(self._saving).name}.orbax*"):
-                with contextlib.suppress(OSError):  # the new manager clears what is still in use now
+                with contextlib.suppress(OSError):
                     left.rmtree(missing_ok=True)
         self._manager = self._open_manager()
 
