@@ -115,7 +115,7 @@ def measure(folder: pathlib.Path) -> None:
     found = {"import": peak_bytes() - start, "import_s": time.perf_counter() - started}
     before, started = resident_bytes(), time.perf_counter()
     with Peak() as peak:
-        write_export(base, params, folder / "out", dtype="bfloat16", max_shard_size="600MB", facts={})
+        write_export(base, params, folder / "out", dtype="bfloat16", max_shard_size="600MB", facts={}, exam=None)
     found |= {"export": peak.bytes - before, "export_s": time.perf_counter() - started}
     print(json.dumps(found))
 

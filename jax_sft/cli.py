@@ -133,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=["full"], default="full")
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
+    export.add_argument("--no-certificate", action="store_true", help="do not read the folder back and compare")
     return parser
 
 
@@ -444,15 +445,17 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
     from jax_sft.export import export_model, export_workdir
 
     _start_devices()
-    out = pathlib.Path(options.out)
+    out, certified = pathlib.Path(options.out), not options.no_certificate
     if options.workdir:
         if options.revision is not None:
             raise ValueError("--revision belongs to --model; a workdir's manifest names its own")
-        step = export_workdir(pathlib.Path(options.workdir), out, step=options.step, dtype=options.dtype)
+        step = export_workdir(
+            pathlib.Path(options.workdir), out, step=options.step, dtype=options.dtype, certified=certified
+        )
         print(f"exported step {step} to {out}")
         return EXIT_OK
     if options.step is not None:
         raise ValueError("--step belongs to --workdir; a model folder has no steps")
-    export_model(options.model, out, revision=options.revision, dtype=options.dtype)
+    export_model(options.model, out, revision=options.revision, dtype=options.dtype, certified=certified)
     print(f"exported to {out}")
     return EXIT_OK

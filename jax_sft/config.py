@@ -128,6 +128,7 @@ class ExportConfig:
     format: Literal["full"] = "full"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     max_shard_size: str = "5GB"
+    certify: bool = True  # read the folder back, compare logits, answer once; CERTIFICATE.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Trained weights out, as a Hugging Face folder: from a live state, a workdir's checkpoint, or another model file.
 
 In: parameters and the base they came from. Out: a folder that transformers loads, whose template and stop ids are the
-ones that were trained.
+ones that were trained. With an Exam it is read back and certified.
 """
 
 import pathlib
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jax_sft.certificate import Exam, certify, examine, make_exam
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import MeshConfig, RunConfig
 from jax_sft.evaluate.losses import Losses
@@ -27,8 +28,17 @@ def write_export(
     dtype: str,
     max_shard_size: str,
     facts: dict[str, Any],
+    exam: Exam | None,
 ) -> pathlib.Path:
-    """Write the folder; `facts` go into its model card."""
+    """Write the folder; `facts` go into its model card.
+
+    With an `exam` the folder is read back and gets its certificate; the arrays of `params` are deleted before, so that
+    the model is never on the devices twice.
+
+    Raises:
+        ValueError: of `save_model`; or the folder does not hold what was trained.
+    """
+    trained = None if exam is None else examine(base, params, exam, dtype=dtype)
     save_model(
         out,
         config=base.config,
@@ -43,6 +53,10 @@ def write_export(
         facts=facts,
         source=base.path,
     )
+    if exam is not None and trained is not None:
+        shardings = jax.tree.map(lambda x: x.sharding, params)
+        jax.tree.map(lambda x: x.delete(), params)
+        certify(out.expanduser().resolve(), base, exam, trained, shardings=shardings, dtype=dtype)
     return out
 
 
@@ -65,9 +79,17 @@ def training_facts(config: RunConfig, total_steps: int, before: Losses | None, a
 
 
 def export_workdir(
-    workdir: pathlib.Path, out: pathlib.Path, *, step: int | None = None, dtype: str | None = None
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    certified: bool = True,
 ) -> int:
     """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
+
+    Args:
+        certified: whether the folder is read back and gets a certificate.
 
     Raises:
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
@@ -92,6 +114,7 @@ def export_workdir(
         dtype=dtype or config.export.dtype,
         max_shard_size=config.export.max_shard_size,
         facts=facts,
+        exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
     )
     return found
 
@@ -103,13 +126,20 @@ def export_model(
     revision: str | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
+    certified: bool = True,
 ) -> None:
     """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype.
 
-    `dtype` None keeps the one that the model's config.json names.
+    `dtype` None keeps the one that the model's config.json names; `certified` as for `export_workdir`.
     """
     base = load_model(source, revision=revision, mesh=make_mesh(MeshConfig()))
     stored = base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
     write_export(
-        base, base.params, out, dtype=dtype or stored, max_shard_size=max_shard_size, facts={"rewritten from": source}
+        base,
+        base.params,
+        out,
+        dtype=dtype or stored,
+        max_shard_size=max_shard_size,
+        facts={"rewritten from": source},
+        exam=make_exam(base) if certified else None,
     )

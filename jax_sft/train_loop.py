@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jax_sft.certificate import make_exam
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig
 from jax_sft.data.chat import ChatTemplate
@@ -390,6 +391,7 @@ def _steps(
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
+    jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
     export = write_export(
         run.base,
         state.params,
@@ -397,6 +399,7 @@ def _steps(
         dtype=config.export.dtype,
         max_shard_size=config.export.max_shard_size,
         facts=training_facts(config, total, progress.before, progress.after),
+        exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
     )
     return Outcome(True, done, run.workdir, export, progress.before, progress.after)
 

@@ -14,4 +14,8 @@ if [[ -n ${CI:-} ]]; then
     ensure_smollm2
     marks='not gpu and not tpu'
 fi
-exec "$PY" -m pytest -m "$marks" "$@"
+processes=auto # one for each core: much of a test's time is XLA compiling on one of them
+if [[ ${JAX_PLATFORMS:-cpu} != cpu ]]; then
+    processes=0 # a GPU's memory is one process's
+fi
+exec "$PY" -m pytest -n "$processes" --maxprocesses 4 --dist worksteal -m "$marks" "$@"

@@ -54,7 +54,7 @@ def assert_scaled(out, base, factor):
 
 @pytest.mark.parametrize(("step", "factor"), [(None, 4), (2, 2)])
 def test_the_export_holds_the_weights_of_the_newest_step_or_of_the_one_asked_for(workdir, base, tmp_path, step, factor):
-    assert export_workdir(workdir, tmp_path / "out", step=step) == factor
+    assert export_workdir(workdir, tmp_path / "out", step=step, certified=False) == factor
     assert_scaled(tmp_path / "out", base, factor)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| steps | {factor} |" in card
@@ -80,13 +80,13 @@ def test_a_damaged_manifest_says_how_to_mend_it(tmp_path, text):
 
 
 def test_the_dtype_asked_for_wins_over_the_one_of_the_config(workdir, tmp_path):
-    export_workdir(workdir, tmp_path / "half", dtype="float16")
+    export_workdir(workdir, tmp_path / "half", dtype="float16", certified=False)
     assert {x.dtype for x in load_file(tmp_path / "half" / "model.safetensors").values()} == {np.dtype(np.float16)}
 
 
 def test_a_rewritten_model_has_its_weights_and_names_its_source(workdir, base, tmp_path):
     source = workdir.parent / "model"
-    export_model(str(source), tmp_path / "out", dtype="float32")
+    export_model(str(source), tmp_path / "out", dtype="float32", certified=False)
     assert_scaled(tmp_path / "out", base, 1)
     assert f"| rewritten from | {source} |" in (tmp_path / "out" / "README.md").read_text()
 

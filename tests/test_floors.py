@@ -30,7 +30,7 @@ FLOORS = {
         "manifest",
         "signals",
     },  # the verbs
-    3: {"train_loop", "export", "assistant", "chat"},  # the story: side effects
+    3: {"train_loop", "certificate", "export", "assistant", "chat"},  # the story: side effects
     4: {"cli", "__main__", "__init__"},  # the doors
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -42,7 +42,8 @@ SIDEWAYS = {
     "checkpoint": {"seal"},
     "evaluate": {"generate", "loss"},
     "step_log": {"metrics", "train_step"},
-    "train_loop": {"export"},
+    "export": {"certificate"},
+    "train_loop": {"certificate", "export"},
     "chat": {"assistant"},
     "__main__": {"cli"},
 }
@@ -54,6 +55,7 @@ NO_JAX = {
 }  # data workers are processes of their own: starting jax in them costs seconds and a GPU
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER = {"torch", "tensorflow"}
+A_PROCESS_OF_ITS_OWN = {"jax_sft.hf.by_transformers"}  # and so may import torch
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, int]]:
@@ -76,7 +78,7 @@ def violations(source: str, module: str) -> list[str]:
     found = []
     for name, line in imports(ast.parse(source), module):
         top, _, rest = name.partition(".")
-        if top in NEVER or (top in JAX and room in NO_JAX):
+        if (top in NEVER and module not in A_PROCESS_OF_ITS_OWN) or (top in JAX and room in NO_JAX):
             found.append(f"{line}: {room} must not import {top}")
         target = rest.split(".")[0]
         if top != "jax_sft" or target == room:

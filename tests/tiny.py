@@ -101,4 +101,5 @@ def run_config(folder: pathlib.Path, *overrides: str) -> RunConfig:
     config.checkpoint.every_steps = 2
     config.log.tensorboard = False
     config.export.dtype = "float32"
+    config.export.certify = False  # tests/test_certificate.py
     return from_config_dict(config, overrides)

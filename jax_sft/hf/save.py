@@ -35,6 +35,7 @@ from jax_sft.model.decoder import DTYPES
 from jax_sft.model.families import with_both_rope_spellings
 
 MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
+CERTIFICATE = "CERTIFICATE.json"  # added to the folder when it has been read back
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
 _PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "[PAD]")
@@ -115,7 +116,7 @@ def save_model(
                 _write_json(folder / "generation_config.json", generation)
                 (folder / "README.md").write_text(card.text(out.name, facts), encoding="utf-8")
                 written = sorted([*(p.name for p in folder.iterdir()), MARK, "config.json"])
-                _write_json(folder / MARK, {"facts": dict(facts), "files": written})
+                _write_json(folder / MARK, {"facts": dict(facts), "files": [*written, CERTIFICATE]})
                 _write_json(folder / "config.json", _config_json(hf_config, config, generation, dtype))
     except (OSError, ValueError) as error:
         failure = error

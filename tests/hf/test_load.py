@@ -317,7 +317,7 @@ def test_new_tokens_get_the_mean_row_and_the_rest_stays(tmp_path: pathlib.Path, 
 def test_new_tokens_leave_with_the_export_and_come_back(tmp_path: pathlib.Path):
     write_folder(tmp_path / "m", TINY, tensors(TINY))
     base = load_model(tmp_path / "m", new_tokens=[f"<|new_{i}|>" for i in range(20)])
-    write_export(base, base.params, tmp_path / "out", dtype="float32", max_shard_size="5GB", facts={})
+    write_export(base, base.params, tmp_path / "out", dtype="float32", max_shard_size="5GB", facts={}, exam=None)
     back = load_model(tmp_path / "out")
     assert back.config == base.config
     assert back.tokenizer.get_vocab() == base.tokenizer.get_vocab()

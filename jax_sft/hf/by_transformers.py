@@ -1,0 +1,101 @@
+"""A model folder read by transformers and torch, in a process of its own: a second opinion on what an export holds.
+
+In: a folder and rows of token ids. Out: the logits at the last positions of each row, in float32, and which tensors
+transformers missed or did not expect. torch is imported by that process alone: it is no dependency, and a host that
+is too small for a second copy of the model loses that process and not the run.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_TIMEOUT_SECONDS = 1800
+
+
+class Reading(NamedTuple):
+    """What transformers made of a folder."""
+
+    logits: list[np.ndarray]  # of each row: [positions, V]
+    facts: dict[str, Any]  # versions, missing_keys, unexpected_keys
+
+
+def why_not_here(num_params: int) -> str | None:
+    """Why transformers cannot read a model of this size on this host; None if it can."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} is not installed"
+    need, free = 4.5 * num_params, _free_bytes()  # float32, and the largest tensor once more
+    if free is not None and need > free:
+        return f"it needs {need / 1e9:.1f} GB of host memory, and {free / 1e9:.1f} GB are free"
+    return None
+
+
+def read_by_transformers(folder: pathlib.Path, rows: Sequence[Sequence[int]], *, positions: int) -> Reading:
+    """Logits of transformers, on the CPU and in float32, at the last `positions` of each row.
+
+    Raises:
+        RuntimeError: it cannot load the folder, or took too long; with the last line it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="jax_sft.") as place:
+        asked, told = pathlib.Path(place, "rows.json"), pathlib.Path(place, "logits.npz")
+        asked.write_text(json.dumps({"rows": [list(map(int, row)) for row in rows], "positions": positions}))
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "jax_sft.hf.by_transformers", str(folder), str(asked), str(told)],
+                env=dict(os.environ, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"),
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"it took longer than {_TIMEOUT_SECONDS} s") from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+            raise RuntimeError(last[:500])
+        with np.load(told) as held:
+            facts = json.loads(str(held["facts"]))
+            return Reading([held[f"row_{i}"] for i in range(len(rows))], facts)
+
+
+def _read(folder: str, asked: str, told: str) -> None:
+    """The work of the process of its own."""
+    import torch
+    import transformers
+
+    given = json.loads(pathlib.Path(asked).read_text())
+    automatic: Any = transformers.AutoModelForCausalLM
+    model, loaded = automatic.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    model.eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor([row])).logits[0, -given["positions"] :].numpy() for row in given["rows"]]
+    facts = {
+        "version": transformers.__version__,
+        "torch": torch.__version__,
+        "missing_keys": sorted(map(str, loaded["missing_keys"])),
+        "unexpected_keys": sorted(map(str, loaded["unexpected_keys"])),
+    }
+    np.savez(told, facts=json.dumps(facts), **{f"row_{i}": row for i, row in enumerate(logits)})
+
+
+def _free_bytes() -> int | None:
+    """Host memory that a new process may take; None where the system does not tell."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    _read(*sys.argv[1:])
