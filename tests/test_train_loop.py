@@ -370,9 +370,9 @@ def test_two_processes_over_gloo_give_the_losses_of_one(folder, whole_alone):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     workdir = folder / "two"
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    both = [start(folder, workdir, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    for process in both:
-        finish(process)
+    both = [start(folder, workdir, "export.certify=True", **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    outputs = [finish(process) for process in both]
+    assert ["certificate: passed" in output for output in outputs] == [True, False]
     mine, theirs = losses(workdir), losses(whole_alone)
     assert [step for step, _ in mine] == [step for step, _ in theirs]
     np.testing.assert_allclose([loss for _, loss in mine], [loss for _, loss in theirs], rtol=1e-5)
