@@ -71,7 +71,7 @@ def write_checkpoint(folder: pathlib.Path, shards: int) -> int:
     config = read_model_config(LLAMA_1B)
     (folder / "config.json").write_text(json.dumps(LLAMA_1B))
     write_tokenizer(folder)
-    shapes = {name: rule.file_shape for rule in names.rules(config).values() for name in rule.names}
+    shapes = {name: rule.file_shape for rule in names.rules(config).values() for name in rule.names.values()}
     draw = np.random.default_rng(0)
     dtype = np.dtype(ml_dtypes.bfloat16)
     split = [list(shapes)[i::shards] for i in range(shards)]
