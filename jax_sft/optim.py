@@ -16,7 +16,7 @@ from jax_sft.config import OptimConfig
 
 Schedule = Callable[[Any], jax.Array]
 
-_NOT_DECAYED = ("norm", "bias")  # in a parameter's name; embeddings decay
+_NOT_DECAYED = ("norm", "bias", "sinks")  # in a parameter's name; embeddings decay
 
 
 def schedule(config: OptimConfig, total_steps: int) -> Schedule:
@@ -86,7 +86,7 @@ def optimizer(config: OptimConfig, total_steps: int, abstract_params: Any) -> op
 
 
 def decays(path: Sequence[Any]) -> bool:
-    """Whether a parameter decays, by the names on its path: all but norms and biases.
+    """Whether a parameter decays, by the names on its path: all but norms, biases and attention sinks.
 
     Never by the number of dimensions: stacked over layers, a norm has two.
     """

@@ -68,13 +68,15 @@ def test_a_decay_that_does_not_fit_is_an_error():
         schedule(OptimConfig(decay_steps=8), 10)
 
 
-def test_norms_and_biases_do_not_decay_however_many_axes_they_have():
+def test_norms_biases_and_sinks_do_not_decay_however_many_axes_they_have():
     shapes = {
         "embed_VD": (8, 4),
         "blocks": {
             "attn_norm_LD": (2, 4),
             "q_LDNH": (2, 4, 2, 2),
             "q_bias_LNH": (2, 2, 2),
+            "sinks_LN": (2, 2),
+            "down_bias_LED": (2, 3, 4),
             "mlp_norm_LD": (2, 4),
             "up_bias_LF": (2, 8),
             "down_LFD": (2, 8, 4),

@@ -2,8 +2,10 @@
 
 In: an axis string such as "(N H) D" for the file and the suffix of our name, "q_LDNH". Out: every reshape, transpose
 and slice between the two; nothing is written per tensor. Our layers are stacked (L in front), theirs are one tensor
-each (`{layer}` in the name), and so are experts (`{expert}`, E). Some files hold several of ours in one tensor, one
-after the other along its first axis.
+each (`{layer}` in the name), and so are experts (`{expert}`, E) in most files. Some files hold several of ours in one
+tensor, one after the other along its first axis, or taking turns along an axis like "(F 2)":
+
+    gate  g0 g1 g2     up  u0 u1 u2     in the file  g0 u0 g1 u1 g2 u2
 
 Letters: L layers, D model width, F MLP width, N query heads, K key/value heads, H head width, V vocabulary,
 E experts.
@@ -13,7 +15,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,14 +28,17 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parameter: its path in our tree, its names in the two kinds of file, its axes there ("(N H) D")."""
+    """One parameter: its path in our tree, its names in the two kinds of file, its axes there ("(N H) D").
+
+    A number at the end of an axis, "(F 2)": so many of ours take turns there.
+    """
 
     path: str
     hf: str
     gguf: str
     axes: str
     parts: tuple[str, ...] = ()  # of a tensor that holds several of ours: letters of each one's share of the first axis
-    part: int = 0  # which of them is this
+    part: int = 0  # which of those that share a tensor is this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,12 @@ class Rule:
     @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """Letters of each axis in the file: "(N H) D" -> ("NH", "D")."""
-        return tuple(re.sub(r"[() ]", "", group) for group in re.findall(r"\([^)]*\)|[A-Z]", self.row.axes))
+        return tuple(re.sub(r"[^A-Z]", "", axis) for axis in self._axes)
+
+    @functools.cached_property
+    def turns(self) -> tuple[int, ...]:
+        """How many of ours take turns along each axis: "D (F 2)" -> (1, 2)."""
+        return tuple(int(re.sub(r"\D", "", axis) or 1) for axis in self._axes)
 
     @functools.cached_property
     def stack(self) -> str:
@@ -76,7 +86,7 @@ class Rule:
     @property
     def file_shape(self) -> Shape:
         """The shape of the file's tensor, with all that is in it: D N H = 8 2 4 -> (N H) D = 8 8."""
-        own = [self._size(group) for group in self.groups]
+        own = [self._size(group) * turns for group, turns in zip(self.groups, self.turns, strict=True)]
         return (sum(map(self._size, self.row.parts)) or own[0], *own[1:])
 
     @property
@@ -90,13 +100,14 @@ class Rule:
         """Where a part of one layer of ours lies in the file's tensor; of a group, only the first letter may be cut."""
         part = {x: s.indices(self.sizes[x]) for x, s in zip(self.letters, slices, strict=True)}
         found = []
-        for first, *inner in self.groups:
+        for (first, *inner), turns in zip(self.groups, self.turns, strict=True):
             if any(part[letter] != (0, self.sizes[letter], 1) for letter in inner):
                 raise ValueError(f"{self.path}: axis {''.join(inner)} is inside an axis of {self.hf} and cannot be cut")
-            width = self._size("".join(inner))
-            found.append(slice(part[first][0] * width, part[first][1] * width))
+            width = self._size("".join(inner)) * turns
+            own_turn = self.row.part if turns > 1 else 0
+            found.append(slice(part[first][0] * width + own_turn, part[first][1] * width, turns))
         start = sum(map(self._size, self.row.parts[: self.row.part]))
-        return (slice(start + found[0].start, start + found[0].stop), *found[1:])
+        return (slice(start + found[0].start, start + found[0].stop, found[0].step), *found[1:])
 
     def to_file(self, x: np.ndarray) -> np.ndarray:
         """One layer of ours as the file lays it out, contiguous; of a shared tensor, our share."""
@@ -110,6 +121,10 @@ class Rule:
         size = dict(zip(self.letters, layer_shape, strict=True))
         return x.reshape([size[letter] for letter in order]).transpose([order.index(letter) for letter in self.letters])
 
+    @property
+    def _axes(self) -> list[str]:
+        return re.findall(r"\([^)]*\)|[A-Z]", self.row.axes)
+
     def _size(self, letters: str) -> int:
         return math.prod(self.sizes[letter] for letter in letters)
 
@@ -118,6 +133,7 @@ _HF = "model.layers.{layer}."
 _GGUF = "blk.{layer}."
 _EXPERT = _HF + "mlp.experts.{expert}."
 _MIXTRAL = _HF + "block_sparse_moe."
+_ALL_EXPERTS = _HF + "mlp.experts."
 _QKV = _HF + "self_attn.qkv_proj.weight"
 _GATE_UP = _HF + "mlp.gate_up_proj.weight"
 
@@ -174,6 +190,17 @@ _OTHERS: dict[str, tuple[Row, ...]] = {
         Row("blocks.up_LEDF", _MIXTRAL + "experts.{expert}.w3.weight", "", "F D"),
         Row("blocks.down_LEFD", _MIXTRAL + "experts.{expert}.w2.weight", "", "D F"),
     ),
+    "gpt_oss": (
+        Row("blocks.sinks_LN", _HF + "self_attn.sinks", "", "N"),
+        Row("blocks.router_LDE", _HF + "mlp.router.weight", "", "E D"),
+        Row("blocks.router_bias_LE", _HF + "mlp.router.bias", "", "E"),
+        Row("blocks.gate_LEDF", _ALL_EXPERTS + "gate_up_proj", "", "E D (F 2)", part=0),
+        Row("blocks.up_LEDF", _ALL_EXPERTS + "gate_up_proj", "", "E D (F 2)", part=1),
+        Row("blocks.down_LEFD", _ALL_EXPERTS + "down_proj", "", "E F D"),
+        Row("blocks.gate_bias_LEF", _ALL_EXPERTS + "gate_up_proj_bias", "", "E (F 2)", part=0),
+        Row("blocks.up_bias_LEF", _ALL_EXPERTS + "gate_up_proj_bias", "", "E (F 2)", part=1),
+        Row("blocks.down_bias_LED", _ALL_EXPERTS + "down_proj_bias", "", "E D"),
+    ),
     "gemma2": _FOUR_NORMS,
     "gemma3_text": _FOUR_NORMS,
     "olmo2": _FOUR_NORMS,
@@ -218,6 +245,19 @@ def leaves(tree: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Rule,
     """Each leaf of a tree like the parameters with its rule, in the order of the files."""
     found = dict(_paths(tree, ""))
     yield from ((rule, found[path]) for path, rule in rules(config).items())
+
+
+def file_tensor(parts: Iterable[tuple[Rule, np.ndarray]]) -> np.ndarray:
+    """A tensor of the file from one layer (and expert) of each of ours that it holds; taken one at a time."""
+    whole = None
+    for rule, x in parts:
+        share = rule.to_file(x)
+        if share.shape == rule.file_shape:
+            return share
+        whole = np.empty(rule.file_shape, share.dtype) if whole is None else whole
+        whole[rule.file_slices((slice(None),) * x.ndim)] = share
+    assert whole is not None, "a tensor of nothing"
+    return whole
 
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:

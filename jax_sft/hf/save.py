@@ -42,7 +42,7 @@ _PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>",
 
 
 class Planned(NamedTuple):
-    """One tensor that will be in a file: ours, or several of ours one after the other."""
+    """One tensor that will be in a file: ours, or several of ours."""
 
     name: str
     parts: tuple[tuple[names.Rule, jax.Array], ...]  # each with all its layers and experts
@@ -190,8 +190,7 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
     show = jax.process_index() == 0
     plan = [planned for held in files.values() for planned in held]
     for name, parts, place in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
-        shares = [rule.to_file(_fetch(array, place, dtype=dtype)) for rule, array in parts]
-        tensor = shares[0] if len(shares) == 1 else np.concatenate(shares)
+        tensor = names.file_tensor((rule, _fetch(array, place, dtype=dtype)) for rule, array in parts)
         # Some at a time: what `isfinite` answers is half as large as what it is asked of.
         if not all(np.isfinite(part).all() for part in np.array_split(tensor.reshape(-1), 1 + tensor.size // 2**22)):
             raise ValueError(

@@ -48,6 +48,7 @@ class Scores:
 
     scale: float
     cap: float | None  # squeezed into +- this before the mask
+    sinks_N: jax.Array | None  # one more score of each query head, of no key: its share of the softmax goes nowhere
     window: int | jax.Array | None  # tokens back that are seen, the token itself included; None: all
 
 
@@ -89,8 +90,21 @@ def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: j
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scores.scale
     scores_BKGTS = capped(scores_BKGTS, scores.cap)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None, :, :], scores_BKGTS, _MASKED)
-    shares_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    sinks_KG = None if scores.sinks_N is None else scores.sinks_N.astype(jnp.float32).reshape(K, N // K)
+    shares_BKGTS = _shares(scores_BKGTS, sinks_KG).astype(v_BSKH.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", shares_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def _shares(scores_BKGTS: jax.Array, sinks_KG: jax.Array | None) -> jax.Array:
+    """Softmax over the keys and, if there is one, the sink, whose share is left out: they sum to less than one."""
+    if sinks_KG is None:
+        return jax.nn.softmax(scores_BKGTS, axis=-1)
+    sinks_1KG11 = sinks_KG[None, :, :, None, None]
+    top_BKGT1 = jnp.maximum(scores_BKGTS.max(axis=-1, keepdims=True), sinks_1KG11)
+    top_BKGT1 = jax.lax.stop_gradient(top_BKGT1)  # taken off above and below, it changes nothing
+    exp_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
+    # Not a column more of scores: that would be a copy of all of them.
+    return exp_BKGTS / (exp_BKGTS.sum(axis=-1, keepdims=True) + jnp.exp(sinks_1KG11 - top_BKGT1))
 
 
 def _is_seen(back: jax.Array, window: int | jax.Array | None) -> jax.Array:

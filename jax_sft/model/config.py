@@ -107,17 +107,22 @@ class ModelConfig:
     qk_norm: Literal["none", "head", "width"]  # of queries and keys: each head by itself, or all heads together
     query_scale: float  # times q k, before the softmax
     score_cap: float | None  # attention scores are squeezed into +- this by a tanh
+    attention_sinks: bool  # of each query head, a learned score of no key joins the softmax and takes its share
     logit_cap: float | None  # and so are logits
     embed_scale: float
     residual_scale: float  # times what attention and MLP add
     logit_scale: float
     activation: Activation
+    silu_slope: float  # silu is x sigmoid(slope x)
     gated_mlp: bool  # act(gate) * up, and not act(up)
+    gate_limit: float | None  # there, gate is cut off above this, and up beyond +- this
+    up_offset: float  # added to up, after that
     qkv_bias: bool
     output_bias: bool
-    mlp_bias: bool
+    mlp_bias: bool  # of each expert, where there are experts
     num_experts: int  # E: MLPs of a layer, of which a router chooses some for each token; 0: one MLP for all
     experts_per_token: int
+    router_bias: bool
     router_normalised: bool  # weights of the chosen experts are divided by their sum
     router_aux_weight: float  # of the load-balancing loss, in training; changes no logits
     tied_head: bool
@@ -136,10 +141,8 @@ class ModelConfig:
                 f"model config: num_experts_per_tok = {self.experts_per_token} must be between 1 and the number of "
                 f"experts, {self.num_experts}"
             )
-        if self.num_experts and (not self.gated_mlp or self.mlp_bias):
-            raise ValueError(
-                "model config: experts with biases or without a gate are not modelled; only gated ones are"
-            )
+        if self.num_experts and not self.gated_mlp:
+            raise ValueError("model config: experts without a gate are not modelled; only gated ones are")
         if not len(self.windows) == len(self.ropes) == self.num_layers:
             raise ValueError(
                 f"model config: {self.num_layers} layers, but windows for {len(self.windows)} and rotary positions for "
@@ -183,16 +186,19 @@ class ModelConfig:
         has_bias = self.norm == "layer"
         norms = {part: [f"{part}_norm"] * self.pre_norms + [f"{part}_post_norm"] * self.post_norms for part in _PARTS}
         mlp = ["gate_LDF"] * self.gated_mlp + ["up_LDF", "down_LFD"]
+        mlp_biases = ["gate_bias_LF"] * self.gated_mlp + ["up_bias_LF", "down_bias_LD"]
         if self.num_experts:
-            mlp = ["router_LDE"] + ["gate_LEDF"] * self.gated_mlp + ["up_LEDF", "down_LEFD"]
+            mlp = ["router_LDE", "gate_LEDF", "up_LEDF", "down_LEFD"]
+            mlp_biases = ["gate_bias_LEF", "up_bias_LEF", "down_bias_LED"]
         block = [f"{norm}_LD" for norm in norms["attn"]] + ["q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD"]
         block += [f"{norm}_LD" for norm in norms["mlp"]] + mlp
         block += [f"{norm}_bias_LD" for part in _PARTS for norm in norms[part] if has_bias]
         block += {"none": [], "head": ["q_norm_LH", "k_norm_LH"], "width": ["q_norm_LNH", "k_norm_LKH"]}[self.qk_norm]
         block += ["q_bias_LNH", "k_bias_LKH", "v_bias_LKH"] if self.qkv_bias else []
         block += ["o_bias_LD"] if self.output_bias else []
-        block += ["gate_bias_LF"] if self.gated_mlp and self.mlp_bias else []
-        block += ["up_bias_LF", "down_bias_LD"] if self.mlp_bias else []
+        block += mlp_biases if self.mlp_bias else []
+        block += ["router_bias_LE"] if self.num_experts and self.router_bias else []
+        block += ["sinks_LN"] if self.attention_sinks else []
         top = ["embed_VD", "final_norm_D"] + ["final_norm_bias_D"] * has_bias + ["head_VD"] * (not self.tied_head)
         return {"blocks": {name: self._shape(name) for name in block}} | {name: self._shape(name) for name in top}
 

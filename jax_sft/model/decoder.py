@@ -20,11 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_sft.model.attention import KVCache, Scores, attention, cached_attention, check_backend
 from jax_sft.model.config import ModelConfig, Rope
-from jax_sft.model.experts import Load, Routing, apply_experts, imbalance, load_of, route
+from jax_sft.model.experts import Biases, Load, Routing, apply_experts, imbalance, load_of, route
 from jax_sft.model.layers import (
+    Gating,
     activate,
     capped,
     depends_on_length,
+    gated,
     layer_norm,
     project,
     rms_norm,
@@ -257,8 +259,9 @@ class Decoder(nnx.Module):
         return constrain(q_BTNH, "BTNH"), constrain(k_BTKH, "BTKH"), constrain(v_BTKH, "BTKH")
 
     def _scores(self, weights: Weights) -> Scores:
-        window = weights.get("window", self.config.windows[0])
-        return Scores(scale=self.config.query_scale, cap=self.config.score_cap, window=window)
+        config = self.config
+        window, sinks_N = weights.get("window", config.windows[0]), weights.get("sinks_N")
+        return Scores(scale=config.query_scale, cap=config.score_cap, sinks_N=sinks_N, window=window)
 
     def _attend(
         self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, weights: Weights, segments_BT: jax.Array
@@ -288,21 +291,34 @@ class Decoder(nnx.Module):
         routing = route(
             normed_BTD,
             weights["router_DE"],
+            weights.get("router_bias_E"),
             experts_per_token=config.experts_per_token,
             normalised=config.router_normalised,
         )
         kernels = (weights["gate_EDF"], weights["up_EDF"], weights["down_EFD"])
-        return apply_experts(normed_BTD, routing, *kernels, config.activation), routing
+        biases = (
+            Biases(weights["gate_bias_EF"], weights["up_bias_EF"], weights["down_bias_ED"]) if config.mlp_bias else None
+        )
+        return apply_experts(normed_BTD, routing, *kernels, biases, gating=self._gating()), routing
 
     def _mlp(self, normed_BTD: jax.Array, weights: Weights) -> jax.Array:
         config = self.config
         inner_BTF = project("BTD,DF->BTF", normed_BTD, weights["up_DF"], weights.get("up_bias_F"))
         if config.gated_mlp:
             gate_BTF = project("BTD,DF->BTF", normed_BTD, weights["gate_DF"], weights.get("gate_bias_F"))
-            inner_BTF = constrain(activate(gate_BTF, config.activation) * inner_BTF, "BTF")
+            inner_BTF = constrain(gated(gate_BTF, inner_BTF, self._gating()), "BTF")
         else:
-            inner_BTF = constrain(activate(inner_BTF, config.activation), "BTF")
+            inner_BTF = constrain(activate(inner_BTF, config.activation, silu_slope=config.silu_slope), "BTF")
         return project("BTF,FD->BTD", inner_BTF, weights["down_FD"], weights.get("down_bias_D"))
+
+    def _gating(self) -> Gating:
+        config = self.config
+        return Gating(
+            activation=config.activation,
+            silu_slope=config.silu_slope,
+            limit=config.gate_limit,
+            up_offset=config.up_offset,
+        )
 
 
 def _segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Mixture of experts: in place of one MLP, each token goes through the few of many that a router chooses for it.
 
-In: activations, the router's matrix, and the experts' matrices, stacked. Out: the weighted sum of what the chosen
-experts say. No token is dropped and no expert is padded: tokens are sorted by expert and multiplied as groups of any
-size (MegaBlocks, arXiv 2211.15841), so what becomes of a token does not hang on the others in its batch.
+In: activations, the router's matrix, and the experts' matrices and biases, stacked. Out: the weighted sum of what the
+chosen experts say. No token is dropped and no expert is padded: tokens are sorted by expert and multiplied as groups of
+any size (MegaBlocks, arXiv 2211.15841), so what becomes of a token does not hang on the others in its batch.
 The load-balancing loss is that of Switch Transformers (arXiv 2101.03961), as transformers computes it, row by row.
 
 B batch row, T position, D model width, F MLP width, E experts, L layers; J choice of a token (the best expert first),
@@ -11,15 +11,14 @@ M pair of a token and a choice.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from jax_sft.model.config import Activation
-from jax_sft.model.layers import activate
+from jax_sft.model.layers import Gating, gated
 from jax_sft.sharding import BATCH_AXES, WEIGHT_AXIS_OF_LETTER
 
 
@@ -31,6 +30,14 @@ class Routing(NamedTuple):
     shares_BTE: jax.Array  # float32, the softmax over all experts
 
 
+class Biases(NamedTuple):
+    """What each expert adds to its three products."""
+
+    gate_EF: jax.Array
+    up_EF: jax.Array
+    down_ED: jax.Array
+
+
 class Load(NamedTuple):
     """How the tokens of each row are spread over the experts, as sums; float32."""
 
@@ -38,12 +45,16 @@ class Load(NamedTuple):
     shares_BE: jax.Array  # sum of its shares
 
 
-def route(x_BTD: jax.Array, router_DE: jax.Array, *, experts_per_token: int, normalised: bool) -> Routing:
+def route(
+    x_BTD: jax.Array, router_DE: jax.Array, bias_E: jax.Array | None, *, experts_per_token: int, normalised: bool
+) -> Routing:
     """The best experts of each token by a softmax over all of them, in float32.
 
     `normalised`: weights of a token are divided by their sum; that is the softmax over the chosen ones alone.
     """
     logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    if bias_E is not None:
+        logits_BTE += bias_E.astype(jnp.float32)[None, None, :]
     shares_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     weights_BTJ, experts_BTJ = jax.lax.top_k(shares_BTE, experts_per_token)
     if normalised:
@@ -57,14 +68,39 @@ def apply_experts(
     gate_EDF: jax.Array,
     up_EDF: jax.Array,
     down_EFD: jax.Array,
-    activation: Activation,
+    biases: Biases | None,
+    *,
+    gating: Gating,
 ) -> jax.Array:
     """Each token through its experts, [B, T, D], in the dtype of `x_BTD`.
 
     On a mesh each device sorts and multiplies its own rows; F lies over tensor, as in a dense MLP.
     """
-    weights = [w.astype(x_BTD.dtype) for w in (gate_EDF, up_EDF, down_EFD)]  # cast first: less is gathered over fsdp
-    own = functools.partial(_apply_to_own_rows, activation=activation)
+    biases_EF = None if biases is None else (biases.gate_EF, biases.up_EF)
+    out_BTD = _apply(x_BTD, routing, gate_EDF, up_EDF, down_EFD, biases_EF, gating)
+    # The last bias needs no sorting; and inside, each of the devices that F lies over would add it.
+    return out_BTD if biases is None else out_BTD + _mixed(biases.down_ED, routing, x_BTD.dtype)
+
+
+def _mixed(bias_ED: jax.Array, routing: Routing, dtype: jnp.dtype) -> jax.Array:
+    """The weighted sum of the rows of each token's experts."""
+    is_chosen_BTJE = routing.experts_BTJ[:, :, :, None] == _ids(bias_ED.shape[0])[None, None, None, :]
+    weights_BTE = jnp.where(is_chosen_BTJE, routing.weights_BTJ[:, :, :, None], jnp.float32(0)).sum(axis=2)
+    return jnp.einsum("BTE,ED->BTD", weights_BTE.astype(dtype), bias_ED.astype(dtype))
+
+
+def _apply(
+    x_BTD: jax.Array,
+    routing: Routing,
+    gate_EDF: jax.Array,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+    biases_EF: tuple[jax.Array, jax.Array] | None,
+    gating: Gating,
+) -> jax.Array:
+    cast = functools.partial(jax.tree.map, lambda w: w.astype(x_BTD.dtype))
+    weights = cast((gate_EDF, up_EDF, down_EFD, biases_EF))  # first: less is gathered over fsdp
+    own = functools.partial(_apply_to_own_rows, gating=gating)
     arguments = (x_BTD, routing.experts_BTJ, routing.weights_BTJ.astype(x_BTD.dtype), *weights)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -73,14 +109,13 @@ def apply_experts(
     rows = BATCH_AXES if x_BTD.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
     cut = tensor if up_EDF.shape[-1] % mesh.shape[tensor] == 0 else None
 
-    def own_and_sum(*arguments: jax.Array) -> jax.Array:
+    def own_and_sum(*arguments: Any) -> jax.Array:
         out_BTD = own(*arguments)
         return out_BTD if cut is None else jax.lax.psum(out_BTD, cut)
 
     by_row, by_column, by_line = PartitionSpec(rows), PartitionSpec(None, None, cut), PartitionSpec(None, cut)
-    return jax.shard_map(
-        own_and_sum, in_specs=(by_row, by_row, by_row, by_column, by_column, by_line), out_specs=by_row
-    )(*arguments)
+    in_specs = (by_row, by_row, by_row, by_column, by_column, by_line, None if biases_EF is None else (by_line,) * 2)
+    return jax.shard_map(own_and_sum, in_specs=in_specs, out_specs=by_row)(*arguments)
 
 
 def _apply_to_own_rows(
@@ -90,8 +125,9 @@ def _apply_to_own_rows(
     gate_EDF: jax.Array,
     up_EDF: jax.Array,
     down_EFD: jax.Array,
+    biases_EF: tuple[jax.Array, jax.Array] | None,
     *,
-    activation: Activation,
+    gating: Gating,
 ) -> jax.Array:
     """Sort the pairs of token and choice by expert, multiply group by group, put them back.
 
@@ -102,15 +138,22 @@ def _apply_to_own_rows(
     experts_M = experts_BTJ.reshape(-1)
     order_M = jnp.argsort(experts_M)
     place_M = jnp.argsort(order_M)
-    sizes_E = (experts_M[:, None] == jnp.arange(E, dtype=experts_M.dtype)[None, :]).sum(axis=0, dtype=jnp.int32)
+    is_of_ME = experts_M[:, None] == _ids(E)[None, :]
+    sizes_E = is_of_ME.sum(axis=0, dtype=jnp.int32)
+    # A product again, and not each pair's row taken: the gradient of that would be a scatter, see below.
+    picks_ME = None if biases_EF is None else _permuted(is_of_ME, order_M).astype(x_BTD.dtype)
 
-    def grouped(x: jax.Array, weights: jax.Array) -> jax.Array:
-        return checkpoint_name(jax.lax.ragged_dot(x, weights, sizes_E), "grouped")
+    def grouped(x: jax.Array, weights: jax.Array, bias_EF: jax.Array | None = None) -> jax.Array:
+        out = jax.lax.ragged_dot(x, weights, sizes_E)
+        if bias_EF is not None:
+            out += jnp.einsum("ME,EF->MF", picks_ME, bias_EF)
+        return checkpoint_name(out, "grouped")
 
     # Repeated and then permuted, not taken by token: the gradient is then a permutation and a sum, and no scatter in
     # which several pairs meet, whose order of adding differs from run to run on a GPU.
     x_MD = _permuted(jnp.broadcast_to(x_BTD[:, :, None, :], (B, T, J, D)).reshape(-1, D), order_M)
-    inner_MF = activate(grouped(x_MD, gate_EDF), activation) * grouped(x_MD, up_EDF)
+    gate_bias_EF, up_bias_EF = biases_EF or (None, None)
+    inner_MF = gated(grouped(x_MD, gate_EDF, gate_bias_EF), grouped(x_MD, up_EDF, up_bias_EF), gating)
     out_BTJD = _permuted(grouped(inner_MF, down_EFD), place_M).reshape(B, T, J, D)
     return jnp.einsum("BTJD,BTJ->BTD", out_BTJD, weights_BTJ)
 
@@ -119,9 +162,13 @@ def _permuted(x_MD: jax.Array, order_M: jax.Array) -> jax.Array:
     return x_MD.at[order_M].get(unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
 
 
+def _ids(experts: int) -> jax.Array:
+    return jnp.arange(experts, dtype=jnp.int32)
+
+
 def load_of(routing: Routing, counts_BT: jax.Array) -> Load:
     """The load of one layer, of the tokens that count (padding does not)."""
-    ids_E = jnp.arange(routing.shares_BTE.shape[-1], dtype=routing.experts_BTJ.dtype)
+    ids_E = _ids(routing.shares_BTE.shape[-1])
     is_chosen_BTE = (routing.experts_BTJ[:, :, :, None] == ids_E[None, None, None, :]).any(axis=2)
     counts_BT1 = counts_BT[:, :, None]
     return Load(

@@ -30,7 +30,9 @@ _ACTIVATION_OF_HF: dict[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
 }
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size")
+_EXPERT_COUNTS = (
+    *("num_experts", "num_local_experts", "num_experts_per_tok", "experts_per_token", "moe_intermediate_size"),
+)
 _COUNTS = (
     *(*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
     *_EXPERT_COUNTS,
@@ -94,7 +96,8 @@ class Family:
     fields: frozenset[str]
     read: Callable[[Said], dict[str, Any]]
     interleaved_rope: bool = False
-    has_ropes_by_layer_type: bool = False
+    has_own_ropes: bool = False  # where config.json names no kind of rope, it has others than the plain one
+    quantised: frozenset[str] = frozenset()  # quant_methods of files that are read, as plain numbers
 
 
 def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
@@ -144,17 +147,22 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         "qk_norm": "none",
         "query_scale": head_width**-0.5,
         "score_cap": None,
+        "attention_sinks": False,
         "logit_cap": None,
         "embed_scale": 1.0,
         "residual_scale": 1.0,
         "logit_scale": 1.0,
         "activation": _ACTIVATION_OF_HF[activation],
+        "silu_slope": 1.0,
         "gated_mlp": True,
+        "gate_limit": None,
+        "up_offset": 0.0,
         "qkv_bias": False,
         "output_bias": False,
         "mlp_bias": False,
         "num_experts": 0,
         "experts_per_token": 0,
+        "router_bias": False,
         "router_normalised": False,
         "router_aux_weight": 0.0,
         "tied_head": said.tie_word_embeddings,
@@ -257,6 +265,21 @@ def _olmoe(said: Said) -> dict[str, Any]:
     return _llama(said) | _experts(said) | {"qk_norm": "width", "router_normalised": said.norm_topk_prob}
 
 
+def _gpt_oss(said: Said) -> dict[str, Any]:
+    return _llama(said) | {
+        "mlp_bias": True,
+        "norm_in_float32": True,
+        "attention_sinks": True,
+        "activation": "silu",  # whatever hidden_act says: transformers does not read it here
+        "silu_slope": float(said.swiglu_alpha),
+        "gate_limit": float(said.swiglu_limit),
+        "up_offset": 1.0,
+        **_experts(said),
+        "router_bias": True,
+        "router_normalised": True,
+    }
+
+
 _RMS = frozenset({"rms_norm_eps"})
 _PLAIN = _RMS | {"hidden_act"}
 _BIASED = _PLAIN | {"attention_bias", "mlp_bias"}
@@ -279,7 +302,7 @@ FAMILIES: dict[str, Family] = {
         "Gemma3ForCausalLM",
         _GEMMA2 | {"rope_local_base_freq", "sliding_window_pattern"},
         _gemma3,
-        has_ropes_by_layer_type=True,
+        has_own_ropes=True,
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
@@ -296,7 +319,7 @@ FAMILIES: dict[str, Family] = {
         "Olmo3ForCausalLM",
         _PLAIN | {"attention_bias", "sliding_window", "layer_types"},
         _olmo2,
-        has_ropes_by_layer_type=True,
+        has_own_ropes=True,
     ),
     "granite": Family(
         "GraniteForCausalLM",
@@ -321,6 +344,17 @@ FAMILIES: dict[str, Family] = {
         _qwen3_moe,
     ),
     "olmoe": Family("OlmoeForCausalLM", _PLAIN | _EXPERTS | {"attention_bias", "norm_topk_prob"}, _olmoe),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        _PLAIN
+        | _EXPERTS
+        | {"attention_bias", "sliding_window", "layer_types", "swiglu_alpha", "swiglu_limit"}
+        # Its makers' words for num_experts_per_tok and for the first context of its rope; transformers reads neither.
+        | {"experts_per_token", "initial_context_length"},
+        _gpt_oss,
+        has_own_ropes=True,
+        quantised=frozenset({"mxfp4"}),
+    ),
 }
 
 
@@ -332,7 +366,7 @@ def dropouts(hf: Mapping[str, Any]) -> dict[str, float]:
 def with_both_rope_spellings(hf: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that readers of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) agree on.
 
-    One with rotary positions by layer type is left as it is: the two spellings have different defaults there.
+    One of a type with ropes of its own is left as it is: the two spellings have different defaults there.
     """
     new, old = hf.get("rope_parameters"), hf.get("rope_scaling")
     if new and not is_by_layer_type(new):
@@ -341,7 +375,7 @@ def with_both_rope_spellings(hf: Mapping[str, Any]) -> dict[str, Any]:
         theta = {"rope_theta": new["rope_theta"]} if new.get("rope_theta") is not None else {}
         share = {k: new[k] for k in ("partial_rotary_factor",) if k in new and k not in hf}
         return {"rope_scaling": None if is_plain else scaling} | theta | share | dict(hf)
-    if new is None and hf.get("rope_theta") is not None and not FAMILIES[hf["model_type"]].has_ropes_by_layer_type:
+    if new is None and hf.get("rope_theta") is not None and not FAMILIES[hf["model_type"]].has_own_ropes:
         share = {k: hf[k] for k in ("partial_rotary_factor",) if hf.get(k) is not None}
         kind = {"rope_type": (old or {}).get("type", "default")} | {k: v for k, v in (old or {}).items() if k != "type"}
         return dict(hf) | {"rope_parameters": {"rope_theta": hf["rope_theta"], **kind, **share}}
@@ -355,7 +389,10 @@ def _cannot_be_followed(problems: list[str]) -> ValueError:
 def _misfits(hf: Mapping[str, Any]) -> list[str]:
     """Fields of a wrong type or range; one that is null counts as left out."""
     acts = ("hidden_act", "hidden_activation")
-    numbers = ("rms_norm_eps", "norm_epsilon", "rope_theta", "logits_scaling", "query_pre_attn_scalar")
+    numbers = (
+        *("rms_norm_eps", "norm_epsilon", "rope_theta", "logits_scaling", "query_pre_attn_scalar"),
+        *("swiglu_alpha", "swiglu_limit"),
+    )
     wanted: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (_COUNTS, lambda x: is_positive(x) and isinstance(x, int), "a whole number of at least 1, without quotes"),
         (numbers, is_positive, "a number above 0, without quotes"),
@@ -380,6 +417,12 @@ def _unmodelled(hf: Mapping[str, Any], family: Family) -> list[str]:
             continue
         if name in _DROPOUTS:
             continue
+        if (
+            name == "quantization_config"
+            and isinstance(value, Mapping)
+            and value.get("quant_method") in family.quantised
+        ):
+            continue
         if name == "layer_types":
             if any(kind != "full_attention" for kind in value):
                 problems.append(f"layer_types = {value!r} is not modelled for this model type")
@@ -396,10 +439,11 @@ def _unmodelled(hf: Mapping[str, Any], family: Family) -> list[str]:
 
 
 def _two_counts_of_experts(hf: Mapping[str, Any]) -> list[str]:
-    new, old = hf.get("num_experts"), hf.get("num_local_experts")
-    if new is None or old is None or new == old:
-        return []
-    return [f"num_experts = {new!r} and num_local_experts = {old!r} differ; keep one of them"]
+    return [
+        f"{new} = {hf[new]!r} and {old} = {hf[old]!r} differ; keep one of them"
+        for new, old in (("num_experts", "num_local_experts"), ("num_experts_per_tok", "experts_per_token"))
+        if hf.get(new) is not None and hf.get(old) is not None and hf[new] != hf[old]
+    ]
 
 
 def _windows(said: Said) -> tuple[int | None, ...]:

@@ -6,6 +6,7 @@ Norm and rotation are done in float32 and rounded once, as transformers does it.
 B batch row, T position, D model width, F MLP width, H head width, N/K heads (query / key and value).
 """
 
+import dataclasses
 import math
 
 import jax
@@ -143,11 +144,30 @@ def project(equation: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | No
     return y if bias is None else y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
 
 
-def activate(x: jax.Array, activation: Activation) -> jax.Array:
-    """The gate's nonlinearity."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gating:
+    """What a gated MLP makes of its two halves."""
+
+    activation: Activation
+    silu_slope: float
+    limit: float | None  # the gate is cut off above this, and up beyond +- this; None: nothing is cut off
+    up_offset: float  # added to up, after that
+
+
+def gated(gate: jax.Array, up: jax.Array, gating: Gating) -> jax.Array:
+    """act(gate) * up."""
+    if gating.limit is not None:
+        gate, up = jnp.minimum(gate, gating.limit), jnp.clip(up, -gating.limit, gating.limit)
+    if gating.up_offset != 0:
+        up = up + gating.up_offset
+    return activate(gate, gating.activation, silu_slope=gating.silu_slope) * up
+
+
+def activate(x: jax.Array, activation: Activation, *, silu_slope: float) -> jax.Array:
+    """The nonlinearity of an MLP."""
     match activation:
         case "silu":
-            return jax.nn.silu(x)
+            return jax.nn.silu(x) if silu_slope == 1 else x * jax.nn.sigmoid(silu_slope * x)
         case "gelu":
             return jax.nn.gelu(x, approximate=False)
         case "gelu_tanh":

@@ -69,6 +69,13 @@ BASES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [],
     },
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False, "head_dim": LEFT_OUT},
+    "gpt_oss": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "sliding_window": 7,
+        "swiglu_limit": 1.5,  # low enough to cut something off
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False},
+    },
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {
@@ -142,6 +149,18 @@ TURNED: dict[str, tuple[str, dict[str, Any]]] = {
         {"norm_topk_prob": False, "attention_bias": True, "use_sliding_window": True, "sliding_window": 7},
     ),
     "olmoe_normalised_with_bias": ("olmoe", {"norm_topk_prob": True, "attention_bias": True}),
+    "gpt_oss_without_attention_bias_and_yarn": (
+        "gpt_oss",
+        {
+            "attention_bias": False,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"],
+            "num_experts_per_tok": 1,
+            "swiglu_alpha": 0.8,
+            "swiglu_limit": 0.7,
+            "rope_scaling": LEFT_OUT,
+            "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"},
+        },
+    ),
     "starcoder2_no_bias": ("starcoder2", {"use_bias": False, "sliding_window": None}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in BASES} | TURNED
@@ -179,11 +198,11 @@ def tokens_of(config: ModelConfig, rows: int = 2, length: int = TOKENS) -> np.nd
 
 def state_dict_of(config: ModelConfig, params: dict[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of a Hugging Face file."""
-    shares: dict[str, dict[int, np.ndarray]] = {}
+    parts: dict[str, list[tuple[names.Rule, np.ndarray]]] = {}
     for rule, array in names.leaves(params, config):
         for place, name in rule.names.items():
-            shares.setdefault(name, {})[rule.row.part] = rule.to_file(array[(*place, ...)])
-    return {name: np.concatenate([parts[i] for i in sorted(parts)]) for name, parts in shares.items()}
+            parts.setdefault(name, []).append((rule, array[(*place, ...)]))
+    return {name: names.file_tensor(held) for name, held in parts.items()}
 
 
 def transformers_model(case: str) -> Any:

@@ -67,7 +67,8 @@ def test_every_case_has_logits_of_its_own():
 
 # Where rows are cut is told by the tests of attention; here it is enough that a window or a cap reaches both backends.
 @pytest.mark.parametrize(
-    ("case", "backend"), [*((case, "xla") for case in CASES), ("gemma2", "chunked"), ("olmo3", "chunked")]
+    ("case", "backend"),
+    [*((case, "xla") for case in CASES), ("gemma2", "chunked"), ("gpt_oss", "chunked")],
 )
 def test_packed_rows_equal_separate_ones(case, backend):
     """Three texts in a row, one of them longer than every window and than the first context of the scaled ropes."""
@@ -149,7 +150,11 @@ def test_import_then_export_is_equal_byte_for_byte(case, shape, tmp_path: pathli
 
 
 @pytest.mark.parametrize(
-    "case", ["llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "glm4", "starcoder2", "mixtral", "qwen3_moe", "olmoe"]
+    "case",
+    [
+        *("llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "glm4", "starcoder2"),
+        *("mixtral", "qwen3_moe", "olmoe", "gpt_oss"),
+    ],
 )
 def test_gradients_of_the_loss_equal_torch(case):
     torch = pytest.importorskip("torch")

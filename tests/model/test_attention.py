@@ -11,8 +11,9 @@ from jax_sft.model import attention as attention_module
 from jax_sft.model.attention import Scores, attention, cached_attention
 
 B, N, K, H = 2, 4, 2, 6
-PLAIN = Scores(scale=H**-0.5, cap=None, window=None)
-TURNED = Scores(scale=0.7, cap=1.5, window=5)
+PLAIN = Scores(scale=H**-0.5, cap=None, sinks_N=None, window=None)
+SINKS_N = np.array([-2.0, 0.5, 3.0, 1.0], np.float32)  # one of them above every score
+TURNED = Scores(scale=0.7, cap=1.5, sinks_N=jnp.asarray(SINKS_N), window=5)
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,9 @@ def by_hand(q, k, v, segments_BT, scores: Scores = PLAIN) -> np.ndarray:
         found = scores.scale * np.array([q[b, t, n] @ k[b, s, n // (N // K)] for s in seen])
         if scores.cap is not None:
             found = scores.cap * np.tanh(found / scores.cap)
-        shares = np.exp(found - found.max())
-        out[b, t, n] = shares / shares.sum() @ v[b, seen, n // (N // K)]
+        sink = [] if scores.sinks_N is None else [float(scores.sinks_N[n])]
+        shares = np.exp(np.concatenate([found, sink]))
+        out[b, t, n] = shares[: len(seen)] / shares.sum() @ v[b, seen, n // (N // K)]
     return out
 
 
@@ -60,7 +62,7 @@ def test_every_backend_equals_the_loop_by_hand(backend, length):
 @pytest.mark.parametrize("backend", ["xla", "chunked"])
 @pytest.mark.parametrize("length", [7, 64, 203])
 @pytest.mark.parametrize("is_traced", [False, True])
-def test_window_cap_and_scale_equal_the_loop_by_hand(backend, length, is_traced):
+def test_window_cap_scale_and_sinks_equal_the_loop_by_hand(backend, length, is_traced):
     q, k, v = inputs(length)
 
     def run(window, *qkv):
@@ -90,6 +92,30 @@ def test_chunked_has_the_gradient_of_xla(length):
 
     for dense, chunked in zip(gradients("xla"), gradients("chunked"), strict=True):
         np.testing.assert_allclose(chunked, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "length"), [("xla", 21), ("chunked", 21), ("chunked", 203)])
+def test_sinks_have_the_gradient_of_one_more_key_that_says_nothing(backend, length):
+    """A key for each query head, of which nothing but its score is known; its value is zero."""
+    q, k, v = inputs(length)
+    is_seen_BTS = attention_module._packed_mask(segments(length), segments(length), 0, None)
+
+    def plain(q, k, v, sinks_N):
+        k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+        scores_BNTS = jnp.where(is_seen_BTS[:, None], PLAIN.scale * jnp.einsum("BTNH,BSNH->BNTS", q, k), -jnp.inf)
+        sinks_BNT1 = jnp.broadcast_to(sinks_N[None, :, None, None], (B, N, length, 1))
+        shares_BNTS = jax.nn.softmax(jnp.concatenate([scores_BNTS, sinks_BNT1], axis=-1), axis=-1)[..., :-1]
+        return jnp.einsum("BNTS,BSNH->BTNH", shares_BNTS, v)
+
+    def ours(q, k, v, sinks_N):
+        scores = dataclasses.replace(PLAIN, sinks_N=sinks_N)
+        return attention(q, k, v, segments_BT=segments(length), scores=scores, backend=backend)
+
+    def gradients(attend):
+        return jax.jit(jax.grad(lambda *x: jnp.sin(3 * attend(*x)).sum(), argnums=(0, 1, 2, 3)))(q, k, v, SINKS_N)
+
+    for got, wanted in zip(gradients(ours), gradients(plain), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("backend", ["xla", "chunked"])

@@ -30,6 +30,7 @@ TURNS_TREE = {
     "num_heads": 6,
     "num_kv_heads": 4,
     "head_width": 6,
+    "attention_sinks": True,
     "norm": "layer",
     "pre_norms": False,
     "post_norms": True,
@@ -57,8 +58,14 @@ TURNS_LOGITS = [
     ("logit_scale", 0.5),
     ("activation", "gelu"),
     ("activation", "gelu_tanh"),
+    ("silu_slope", 1.702),
+    ("gate_limit", 0.3),
+    ("up_offset", 1.0),
 ]
-TURNS_EXPERTS = [("num_experts", 5), ("experts_per_token", 1), ("router_normalised", True)]
+TURNS_EXPERTS = [
+    *(("num_experts", 5), ("experts_per_token", 1), ("router_normalised", True), ("router_bias", True)),
+    *(("mlp_bias", True), ("activation", "gelu"), ("silu_slope", 1.702), ("gate_limit", 0.3), ("up_offset", 1.0)),
+]
 # How long prompts may be, what files look like, and three that have tests of their own.
 TURNS_ELSEWHERE = {"max_positions", "model_type", "norm_in_float32", "num_layers", "router_aux_weight"}
 
@@ -94,7 +101,7 @@ def test_field_of_experts_moves_the_tree_or_the_logits(field, value):
     if abstract_params(turned) == abstract_params(MIXED):
         assert np.abs(logits_of(turned) - logits_of(MIXED)).max() > 1e-3
     else:
-        assert field == "num_experts"
+        assert field in ("num_experts", "router_bias", "mlp_bias")
 
 
 def test_every_layer_is_a_layer():

@@ -15,14 +15,17 @@ from jax_sft.batch import Batch
 from jax_sft.config import MeshConfig, OptimConfig
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build
-from jax_sft.model.experts import Routing, apply_experts, route
+from jax_sft.model.experts import Biases, Routing, apply_experts, route
 from jax_sft.model.families import read_model_config
+from jax_sft.model.layers import Gating
 from jax_sft.optim import optimizer
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
 from jax_sft.train_step import init_state, make_eval_step, make_train_step, state_shardings
 from tests.hf.family_cases import config_of, hf_config, params_of, tokens_of
 
 B, T, D, F, E, J = 3, 5, 6, 8, 4, 2
+PLAIN = Gating(activation="silu", silu_slope=1.0, limit=None, up_offset=0.0)
+TURNED = Gating(activation="silu", silu_slope=1.702, limit=1.5, up_offset=1.0)
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
 
 
@@ -34,6 +37,22 @@ def weights_of(rows=B):
     random = np.random.RandomState(0)
     shapes = [(rows, T, D), (D, E), (E, D, F), (E, D, F), (E, F, D)]
     return [random.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def biases_of() -> Biases:
+    random = np.random.RandomState(1)
+    return Biases(*(random.standard_normal(shape).astype(np.float32) for shape in [(E, F), (E, F), (E, D)]))
+
+
+def every_expert_on_every_token(x_BTD, routing: Routing, gate_EDF, up_EDF, down_EFD, biases: Biases):
+    """Dense, and as gpt-oss writes its gate."""
+    gate_BTEF = jnp.einsum("BTD,EDF->BTEF", x_BTD, gate_EDF) + biases.gate_EF[None, None]
+    up_BTEF = jnp.einsum("BTD,EDF->BTEF", x_BTD, up_EDF) + biases.up_EF[None, None]
+    gate_BTEF, up_BTEF = gate_BTEF.clip(None, 1.5), up_BTEF.clip(-1.5, 1.5)
+    inner_BTEF = (up_BTEF + 1) * gate_BTEF * jax.nn.sigmoid(1.702 * gate_BTEF)
+    out_BTED = jnp.einsum("BTEF,EFD->BTED", inner_BTEF, down_EFD) + biases.down_ED[None, None]
+    weights_BTE = (jax.nn.one_hot(routing.experts_BTJ, E) * routing.weights_BTJ[..., None]).sum(axis=2)
+    return jnp.einsum("BTED,BTE->BTD", out_BTED, weights_BTE)
 
 
 def one_token_at_a_time(x_BTD, routing: Routing, gate_EDF, up_EDF, down_EFD):
@@ -51,12 +70,12 @@ def one_token_at_a_time(x_BTD, routing: Routing, gate_EDF, up_EDF, down_EFD):
 def test_every_token_goes_through_its_experts_however_crowded(crowd, normalised):
     x_BTD, router_DE, *experts = weights_of()
     x_BTD[..., 0], router_DE[0] = 1.0, [crowd, crowd, 0, 0]  # all tokens to the first two experts, none to the others
-    routing = route(jnp.asarray(x_BTD), router_DE, experts_per_token=J, normalised=normalised)
+    routing = route(jnp.asarray(x_BTD), router_DE, None, experts_per_token=J, normalised=normalised)
     if crowd:
         assert set(np.unique(routing.experts_BTJ)) == {0, 1}
     if normalised:
         np.testing.assert_allclose(routing.weights_BTJ.sum(-1), 1.0, rtol=1e-6)
-    got = apply_experts(jnp.asarray(x_BTD), routing, *experts, "silu")
+    got = apply_experts(jnp.asarray(x_BTD), routing, *experts, None, gating=PLAIN)
     np.testing.assert_allclose(got, one_token_at_a_time(x_BTD, routing, *experts), rtol=1e-4, atol=1e-4)
 
 
@@ -69,8 +88,8 @@ def test_experts_and_their_gradients_are_the_same_on_every_mesh(sizes, rows):
     def out_and_gradients(arguments):
         def summed(arguments):
             x_BTD, router_DE, *experts = arguments
-            routing = route(x_BTD, router_DE, experts_per_token=J, normalised=True)
-            out_BTD = apply_experts(x_BTD, routing, *experts, "silu")
+            routing = route(x_BTD, router_DE, None, experts_per_token=J, normalised=True)
+            out_BTD = apply_experts(x_BTD, routing, *experts, None, gating=PLAIN)
             return (out_BTD**3).sum(), out_BTD
 
         return jax.grad(summed, has_aux=True)(arguments)
@@ -83,11 +102,40 @@ def test_experts_and_their_gradients_are_the_same_on_every_mesh(sizes, rows):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize(("sizes", "rows"), [((1, 1, 1), 3), ((2, 2, 2), 8), ((1, 1, 8), 3)])
+def test_biases_of_router_and_experts_equal_a_dense_sum_and_so_do_all_gradients(sizes, rows):
+    def out_and_gradients(apply):
+        def summed(arguments):
+            (x_BTD, router_DE, *experts), biases, bias_E = arguments
+            routing = route(x_BTD, router_DE, bias_E, experts_per_token=J, normalised=True)
+            out_BTD = apply(x_BTD, routing, *experts, biases)
+            return (out_BTD**2).sum(), (out_BTD, routing.experts_BTJ)
+
+        bias_E = np.array([2.0, -1.0, 0.5, 0.0], np.float32)
+        return jax.jit(jax.grad(summed, has_aux=True))((weights_of(rows), biases_of(), bias_E))
+
+    wanted = out_and_gradients(every_expert_on_every_token)
+    with jax.set_mesh(mesh_of(*sizes)):
+        got = out_and_gradients(functools.partial(apply_experts, gating=TURNED))
+    assert len(jax.tree.leaves(got)) == 11
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_a_bias_of_the_router_moves_the_choice():
+    x_BTD, router_DE, *_ = weights_of()
+    bias_E = jnp.array([0.0, 100.0, 0.0, 0.0])
+    routing = route(jnp.asarray(x_BTD), router_DE, bias_E, experts_per_token=J, normalised=False)
+    assert (routing.experts_BTJ[..., 0] == 1).all()
+    np.testing.assert_allclose(routing.shares_BTE[..., 1], 1.0)
+
+
 def test_each_device_multiplies_its_own_rows_alone():
     arguments = [jnp.asarray(x) for x in weights_of(8)]
 
     def apply(x_BTD, router_DE, *experts):
-        return apply_experts(x_BTD, route(x_BTD, router_DE, experts_per_token=J, normalised=True), *experts, "silu")
+        routing = route(x_BTD, router_DE, None, experts_per_token=J, normalised=True)
+        return apply_experts(x_BTD, routing, *experts, biases_of(), gating=PLAIN)
 
     with jax.set_mesh(mesh_of(2, 2, 2)):
         text = str(jax.make_jaxpr(apply)(*arguments))
@@ -180,16 +228,17 @@ def test_the_routers_loss_is_added_to_the_gradient_and_not_to_the_tally():
     assert np.abs(with_it["blocks"]["router_LDE"] - without["blocks"]["router_LDE"]).max() > 1e-3
 
 
-def test_the_routers_loss_and_its_gradient_are_those_of_transformers_row_by_row():
+@pytest.mark.parametrize("case", ["mixtral", "gpt_oss"])
+def test_the_routers_loss_and_its_gradient_are_those_of_transformers_row_by_row(case):
     """Texts of different lengths, padded: over all layers, and over tokens that are no padding."""
     torch = pytest.importorskip("torch")
     from tests.hf.family_cases import transformers_model
 
-    config, lengths_B = config_of("mixtral"), [40, 23]
+    config, lengths_B = config_of(case), [40, 23]
     tokens_BT = tokens_of(config).clip(1)
     segments_BT = (np.arange(tokens_BT.shape[1]) < np.array(lengths_B)[:, None]).astype(np.int32)
     positions_BT = np.arange(tokens_BT.shape[1], dtype=np.int32)[None].repeat(2, 0)
-    model = transformers_model("mixtral")
+    model = transformers_model(case)
     wanted = 0.0
     for tokens_T, mask_T, length in zip(tokens_BT, segments_BT, lengths_B, strict=True):
         row, mask = torch.from_numpy(tokens_T).long()[None], torch.from_numpy(mask_T).long()[None]
@@ -203,7 +252,8 @@ def test_the_routers_loss_and_its_gradient_are_those_of_transformers_row_by_row(
     got, gradient = jax.jit(jax.value_and_grad(summed))(params_of(config))
     np.testing.assert_allclose(got, wanted.item(), rtol=1e-5)
     for mine_DE, layer in zip(gradient["blocks"]["router_LDE"], model.model.layers, strict=True):
-        theirs_DE = layer.mlp.gate.weight.grad.numpy().T
+        router = layer.mlp.router if case == "gpt_oss" else layer.mlp.gate
+        theirs_DE = router.weight.grad.numpy().T
         np.testing.assert_allclose(mine_DE, theirs_DE, rtol=0, atol=1e-4 * np.abs(theirs_DE).max())
 
 
@@ -249,6 +299,10 @@ def test_experts_lie_on_the_mesh_by_their_letters():
     assert tuple(specs["gate_LEDF"].spec) == (None, None, "fsdp", "tensor")
     assert tuple(specs["down_LEFD"].spec) == (None, None, "tensor", "fsdp")
     assert tuple(specs["router_LDE"].spec) == (None, "fsdp", None)
+    specs = shard_params(abstract_params(config_of("gpt_oss")), mesh_of(1, 4, 2))["blocks"]
+    assert tuple(specs["up_bias_LEF"].spec) == (None, None, "tensor")
+    assert tuple(specs["down_bias_LED"].spec) == (None, None, "fsdp")
+    assert tuple(specs["sinks_LN"].spec) == (None, "tensor")
 
 
 @pytest.mark.parametrize(
@@ -261,6 +315,8 @@ def test_experts_lie_on_the_mesh_by_their_letters():
         ),
         ("mixtral", {"num_local_experts": 0}, "num_local_experts = 0 must be a whole number of at least 1"),
         ("mixtral", {"num_experts": 5}, "num_experts = 5 and num_local_experts = 6 differ; keep one of them"),
+        ("gpt_oss", {"experts_per_token": 4}, "num_experts_per_tok = 3 and experts_per_token = 4 differ; keep one of"),
+        ("gpt_oss", {"swiglu_limit": -7.0}, "swiglu_limit = -7.0 must be a number above 0"),
         ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1 is not modelled; only 0.0 is"),
         ("mixtral", {"router_aux_loss_coef": -1.0}, "router_aux_loss_coef = -1.0 must be 0 or a number above it"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\] is not modelled; only \[\] is"),
@@ -275,7 +331,6 @@ def test_experts_that_are_not_modelled_are_refused_by_name(case, turned, said):
         read_model_config(hf_config(case) | turned)
 
 
-@pytest.mark.parametrize("turned", [{"gated_mlp": False}, {"mlp_bias": True}])
-def test_experts_without_a_gate_or_with_biases_are_refused(turned):
-    with pytest.raises(ValueError, match="experts with biases or without a gate are not modelled; only gated ones are"):
-        dataclasses.replace(config_of("mixtral"), **turned)
+def test_experts_without_a_gate_are_refused():
+    with pytest.raises(ValueError, match="experts without a gate are not modelled; only gated ones are"):
+        dataclasses.replace(config_of("mixtral"), gated_mlp=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jax_sft.model.config import LinearRope, Llama3Rope, Rope
+from jax_sft.model.config import LinearRope, Llama3Rope, Rope, YarnRope
 from jax_sft.model.decoder import abstract_params, build, random_params
 from jax_sft.model.families import FAMILIES, read_model_config, with_both_rope_spellings
 from tests.hf import family_cases
@@ -135,6 +135,77 @@ def test_what_config_json_leaves_out_is_filled_in_as_transformers_does(kind):
 def test_what_is_not_modelled_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=said):
         read_model_config(BASE | {field: value})
+
+
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200002,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "model_type": "gpt_oss",
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "pad_token_id": 199999,
+    "quantization_config": {
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
+        "quant_method": "mxfp4",
+    },
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 201088,
+}
+
+
+def test_gpt_oss_20b_is_read_whole():
+    config = read_model_config(GPT_OSS_20B)
+    assert config.num_params == 20_914_757_184
+    assert config.windows == (128, None) * 12
+    assert (config.silu_slope, config.gate_limit, config.up_offset, config.router_aux_weight) == (1.702, 7.0, 1.0, 0.0)
+    (rope,) = set(config.ropes)
+    assert rope is not None and isinstance(rope.scaling, YarnRope) and not rope.scaling.whole_bounds
+
+
+@pytest.mark.parametrize("said", [{}, {"rope_theta": 100.0}, {"rope_theta": 100.0, "rope_scaling": None}])
+def test_a_rope_that_the_type_has_of_its_own_is_not_made_plain_by_the_other_spelling(said):
+    hf = {k: v for k, v in GPT_OSS_20B.items() if not k.startswith("rope")} | said
+    config = read_model_config(hf)
+    assert all(rope is not None and isinstance(rope.scaling, YarnRope) for rope in config.ropes)
+    assert read_model_config(with_both_rope_spellings(hf)) == config
+
+
+@pytest.mark.parametrize(
+    ("hf", "value"),
+    [(GPT_OSS_20B, {"quant_method": "bitsandbytes"}), (GPT_OSS_20B, "mxfp4"), (SMOLLM2, {"quant_method": "mxfp4"})],
+)
+def test_a_quantisation_that_is_not_read_is_refused_by_name(hf, value):
+    with pytest.raises(ValueError, match="quantization_config = .* is not modelled"):
+        read_model_config(hf | {"quantization_config": value})
 
 
 @pytest.mark.parametrize(
