@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from jax_sft.config import TEMPLATES, ModelSource
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
-from jax_sft.hf import gguf, names, tensorfile
+from jax_sft.hf import gguf, mxfp4, names, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
@@ -39,7 +39,7 @@ _HEAD_CHECK_BYTES = 64 * 2**20  # of a tied head that is there all the same, com
 
 
 class StoredTensor(Protocol):
-    """A tensor in a file: a safetensors entry or one of a GGUF file."""
+    """A tensor in a file: a safetensors entry, plain or quantised, or one of a GGUF file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
             is none of these.
     """
     host_dtype = np.dtype(float_dtype(dtype))
-    stored = _stored_tensors(base.path)
+    stored = _stored_tensors(base)
     abstract = abstract_params(base.config)
     stored_config = dataclasses.replace(base.config, vocab_size=base.stored_vocab_size)
     _check_tensors(base.path, stored, stored_config)
@@ -226,16 +226,19 @@ def _read_part(
         bar.update(part.size)
         return _read_rows(tensors[()], part, slices, base)
     stack, own = bounds[: len(rule.stack)], slices[len(rule.stack) :]
-    index = rule.file_slices(own)
+    # A file's tensor of all experts is read by one expert at a time: what is dequantised takes no more room than that.
+    first, *rest = own
+    pieces = [slice(e, e + 1) for e in range(first.start, first.stop)] if rule.letters[0] == "E" else [first]
 
-    def read(place: names.Shape) -> int:
+    def read(place: names.Shape, piece: slice) -> int:
         target = part[(*(at - low for at, (low, _) in zip(place, stack, strict=True)), ...)]
-        target[...] = rule.from_file(tensors[place].read(index), target.shape)
+        target = target[piece.start - first.start : piece.stop - first.start]
+        target[...] = rule.from_file(tensors[place].read(rule.file_slices((piece, *rest))), target.shape)
         return target.size
 
     places = itertools.product(*(range(low, high) for low, high in stack))
     with futures.ThreadPoolExecutor(_READERS) as pool:  # casts and transposes go on in numpy, without the lock
-        for size in pool.map(read, places):
+        for size in pool.map(read, *zip(*itertools.product(places, pieces), strict=True)):
             bar.update(size)
     return part
 
@@ -269,7 +272,8 @@ def _added(tokenizer: PreTrainedTokenizerFast, new_tokens: Sequence[str]) -> tup
     return tuple(tokenizer.get_vocab()[token] for token in missing)
 
 
-def _stored_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:
+def _stored_tensors(base: Pretrained) -> Mapping[str, StoredTensor]:
+    path = base.path
     if path.suffix == ".gguf":
         return gguf.read(path).tensors()
     stored: dict[str, StoredTensor] = {}
@@ -278,7 +282,9 @@ def _stored_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:
             if name in stored:
                 raise ValueError(f"{path}: {name} is in two files, one of them {file.name}; remove the copy")
             stored[name] = entry
-    return {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
+    stored = {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
+    # Of quantised files, families.py lets none through but these.
+    return mxfp4.joined(stored) if base.hf_config.get("quantization_config") else stored
 
 
 def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:

@@ -21,6 +21,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_READ = {**DTYPES, "U8": np.dtype(np.uint8)}  # bytes too, for those who know what they mean
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -36,9 +37,9 @@ class Entry:
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
         """A part of it, as a view of the mapped file: only the pages that are touched are read."""
         if 0 in self.shape:
-            return np.empty(self.shape, DTYPES[self.dtype])[index]
+            return np.empty(self.shape, _READ[self.dtype])[index]
         # Mapped anew each time, so that pages read for one tensor do not count as memory while the next is read.
-        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)[index]
+        return np.memmap(self.file, _READ[self.dtype], "r", self.offset, self.shape)[index]
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:
