@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from jax_sft.config import TEMPLATES, ModelSource
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
-from jax_sft.hf import gguf, mxfp4, names, tensorfile
+from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
@@ -33,7 +33,6 @@ from jax_sft.model.decoder import abstract_params, float_dtype
 from jax_sft.model.families import read_model_config
 from jax_sft.sharding import shard_params
 
-Bounds = tuple[tuple[int, int], ...]  # first and last + 1 of each axis
 _READERS = 4  # tensors read at a time; each holds its part in the file's dtype
 _HEAD_CHECK_BYTES = 64 * 2**20  # of a tied head that is there all the same, compared at a time
 
@@ -185,8 +184,9 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract, base.config)}
     placed = list(names.leaves(wanted, base.config))
     params: dict[str, Any] = {}
-    parts_of = {rule.path: _parts(sharding, shape_of[rule.path]) for rule, sharding in placed}
-    total = sum(math.prod(high - low for low, high in bounds) for parts in parts_of.values() for bounds in parts)
+    read_in = {rule.path: parts.by_rows(rule, sharding, shape_of[rule.path]) for rule, sharding in placed}
+    parts_of = {path: parts.parts(sharding, shape_of[path]) for path, sharding in read_in.items()}
+    total = sum(math.prod(high - low for low, high in bounds) for held in parts_of.values() for bounds in held)
     # `delay`: a bar for what takes longer than a second, nothing for less
     show = jax.process_index() == 0
     with tqdm(total=total, desc="load weights", unit=" params", unit_scale=True, delay=1.0, disable=not show) as bar:
@@ -198,23 +198,15 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
                 part = _read_part(rule, tensors, bounds, host_dtype, bar, base)
                 # Waiting lets the host's copy go before the next one is made.
                 arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
-            names.put(params, rule.path, jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+            array = jax.make_array_from_single_device_arrays(shape, read_in[rule.path], arrays)
+            names.put(params, rule.path, parts.moved(array, sharding))
     return params
-
-
-def _parts(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
-    """The different parts of an array that this process holds, each with its devices."""
-    devices_of: dict[Bounds, list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-        devices_of.setdefault(bounds, []).append(device)
-    return devices_of
 
 
 def _read_part(
     rule: names.Rule,
     tensors: Mapping[names.Shape, StoredTensor],
-    bounds: Bounds,
+    bounds: parts.Bounds,
     dtype: np.dtype,
     bar: tqdm,
     base: Pretrained,
