@@ -272,7 +272,7 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     from jax_sft.data.loader import Loader
     from jax_sft.hf.load import load_configured
 
-    base = load_configured(run.model)
+    base = load_configured(run.model, seed=run.seed)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     for name, paths in (("train", run.data.train), ("validation", run.data.validation)):
         if not paths:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+NewRowsStart = Literal["mean", "zeros", "sample"]
+
 
 class ConfigError(ValueError):
     """The configuration cannot be run; the message lists every problem."""
@@ -33,7 +35,8 @@ class ModelSource:
     revision: str | None = None  # branch, tag or commit of a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; trained weights stay float32
     chat_template: str | None = None  # replaces the tokenizer's own: one of TEMPLATES, or a Jinja file
-    new_tokens: tuple[str, ...] = ()  # control tokens to add to the vocabulary; their rows start as the mean row
+    new_tokens: tuple[str, ...] = ()  # control tokens to add to the vocabulary
+    new_rows: NewRowsStart = "mean"  # how their rows start; sample: drawn with the others' mean and deviation, by seed
     attention: Literal["auto", "xla", "chunked"] = "auto"
 
 
@@ -379,6 +382,11 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         yield (
             f"model.chat_template: there is no file {template}; name a Jinja file or one of {', '.join(TEMPLATES)}"
             + _did_you_mean(template, TEMPLATES)
+        )
+    if run.model.new_rows != "mean" and not run.model.new_tokens:
+        yield (
+            f"model.new_rows = {run.model.new_rows!r} says how the rows of model.new_tokens start, and that is empty; "
+            "name the tokens there, or leave model.new_rows out"
         )
     if run.log.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         yield "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"

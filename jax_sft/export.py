@@ -95,7 +95,7 @@ def export_workdir(
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
     """
     config = read_config(workdir)
-    base = load_configured(config.model)
+    base = load_configured(config.model, seed=config.seed)
     mesh = make_mesh(MeshConfig())
     shape = abstract_params(base.config)
     shape = jax.tree.map(

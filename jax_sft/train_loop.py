@@ -114,7 +114,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     check_shard_size(config.export.max_shard_size)
     _first_process_does(lambda: check_destination(workdir / "export"), what="what the first process checks first")
     mesh = make_mesh(config.mesh)
-    base = load_configured(config.model)
+    base = load_configured(config.model, seed=config.seed)
     for name, value in dropouts(base.hf_config).items():
         _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
@@ -276,6 +276,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "model": dataclasses.asdict(base.config),
         "model.weights": weights_sample(base.path),
         "model.dtype": config.model.dtype,
+        **({"model.new_rows": config.model.new_rows} if base.new_ids else {}),
         "data": train_set.fingerprint,
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,

@@ -251,3 +251,12 @@ def test_a_config_file_that_is_not_named_as_python_is_refused(tmp_path, name):
     file.write_text("model: x\n")
     with pytest.raises(ConfigError, match=r"its name does not end in \.py; name a Python file with get_config\(\)"):
         configs.load(file)
+
+
+def test_how_new_rows_start_is_one_of_three_and_needs_new_tokens():
+    said = problems(good(), ["model.new_tokens=<|new|>", "model.new_rows=mena"])
+    assert "model.new_rows = 'mena' is not one of mean, zeros, sample; did you mean mean?" in said
+    assert "'zeros' says how the rows of model.new_tokens start, and that is empty; name the tokens there, or" in (
+        problems(good(), ["model.new_rows=zeros"])
+    )
+    assert configs.from_config_dict(good(), ["model.new_tokens=<|new|>", "model.new_rows=sample"])

@@ -11,15 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jax_sft.hf.load import load_configured
 from jax_sft.sharding import make_mesh
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import NonFiniteLossError
-from jax_sft.train_loop import train
+from jax_sft.train_loop import resume_fingerprint, train
 from tests.tiny import run_config, write_conversations, write_model
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -263,6 +266,18 @@ def test_other_weights_or_other_data_options_are_no_resume_and_are_named(folder,
         train(run_config(folder, "train.steps=1", f"model.path={tmp_path / 'other'}"), tmp_path / "w", command="test")
     with pytest.raises(ValueError, match=r"data\.train_turns: 'all' when saved, 'last' now"):
         train(run_config(folder, "train.steps=1", "data.train_turns=last"), tmp_path / "w", command="test")
+
+
+def test_how_new_rows_start_is_part_of_a_resume_where_there_are_some(folder):
+    def fingerprint(*overrides):
+        config = run_config(folder, *overrides)
+        data: Any = SimpleNamespace(fingerprint="data")
+        return resume_fingerprint(config, load_configured(config.model, seed=config.seed), data)
+
+    zeros = fingerprint("model.new_tokens=<|new|>", "model.new_rows=zeros")
+    mean = fingerprint("model.new_tokens=<|new|>")
+    assert zeros | {"model.new_rows": "mean"} == mean
+    assert "model.new_rows" not in fingerprint()
 
 
 @pytest.mark.parametrize("starts", ["null", "3", '"text"', "[1]"])

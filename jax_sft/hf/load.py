@@ -22,11 +22,12 @@ from tokenizers import AddedToken
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from jax_sft.config import TEMPLATES, ModelSource
+from jax_sft.config import TEMPLATES, ModelSource, NewRowsStart
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
 from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
+from jax_sft.hf.new_rows import NewRows, read_table
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, float_dtype
@@ -70,6 +71,8 @@ class Pretrained:
         int, ...
     ]  # of tokens added here; the files have no rows for them, or rows that nothing was learned in
     stored_vocab_size: int  # rows of the files' embedding
+    new_rows: NewRowsStart  # how the rows of `new_ids` start
+    seed: int  # of what they draw
     params: dict[str, Any] | None  # None where only the files were read
 
     @functools.cached_property
@@ -86,6 +89,8 @@ def load_model(
     dtype: str = "float32",
     chat_template: str | pathlib.Path | None = None,
     new_tokens: Sequence[str] = (),
+    new_rows: NewRowsStart = "mean",
+    seed: int = 0,
 ) -> Pretrained:
     """Files and weights of a model; see `load_pretrained` and `load_params`.
 
@@ -93,7 +98,9 @@ def load_model(
         mesh: the weights are spread over it by their letters; None: they all go to one device.
         dtype: of the weights on the devices.
     """
-    base = load_pretrained(source, revision=revision, chat_template=chat_template, new_tokens=new_tokens)
+    base = load_pretrained(
+        source, revision=revision, chat_template=chat_template, new_tokens=new_tokens, new_rows=new_rows, seed=seed
+    )
     shardings = None if mesh is None else shard_params(abstract_params(base.config), mesh)
     return dataclasses.replace(base, params=load_params(base, shardings=shardings, dtype=dtype))
 
@@ -104,6 +111,8 @@ def load_pretrained(
     revision: str | None = None,
     chat_template: str | pathlib.Path | None = None,
     new_tokens: Sequence[str] = (),
+    new_rows: NewRowsStart = "mean",
+    seed: int = 0,
 ) -> Pretrained:
     """Everything a model's files say, without its weights.
 
@@ -112,6 +121,8 @@ def load_pretrained(
         revision: branch, tag or commit of a hub id.
         chat_template: a Jinja file, or one of `TEMPLATES`, that replaces the model's own template.
         new_tokens: control tokens that the vocabulary gets, unless it has them; the model's vocabulary grows with it.
+        new_rows: how their rows start; see `ModelSource`.
+        seed: of what they draw.
 
     Raises:
         ValueError: nothing is there, a file cannot be read or holds what it must not, the architecture is not modelled,
@@ -150,14 +161,21 @@ def load_pretrained(
         generation_config=generation_config,
         new_ids=new_ids,
         stored_vocab_size=stored_vocab_size,
+        new_rows=new_rows,
+        seed=seed,
         params=None,
     )
 
 
-def load_configured(model: ModelSource) -> Pretrained:
-    """`load_pretrained` of what a run's config says under `model`."""
+def load_configured(model: ModelSource, *, seed: int) -> Pretrained:
+    """`load_pretrained` of what a run's config says under `model`, and of its seed."""
     return load_pretrained(
-        model.path, revision=model.revision, chat_template=model.chat_template, new_tokens=model.new_tokens
+        model.path,
+        revision=model.revision,
+        chat_template=model.chat_template,
+        new_tokens=model.new_tokens,
+        new_rows=model.new_rows,
+        seed=seed,
     )
 
 
@@ -216,7 +234,10 @@ def _read_part(
     slices = tuple(slice(low, high) for low, high in bounds)
     if rule.letters == "VD" and base.new_ids:
         bar.update(part.size)
-        return _read_rows(tensors[()], part, slices, base)
+        new = NewRows(ids=base.new_ids, stored=base.stored_vocab_size, start=base.new_rows, seed=base.seed)
+        table = tensors[()]
+        read_table(table.read, part, slices, new, width=table.shape[1], name=rule.path)
+        return part
     stack, own = bounds[: len(rule.stack)], slices[len(rule.stack) :]
     # A file's tensor of all experts is read by one expert at a time: what is dequantised takes no more room than that.
     first, *rest = own
@@ -232,25 +253,6 @@ def _read_part(
     with futures.ThreadPoolExecutor(_READERS) as pool:  # casts and transposes go on in numpy, without the lock
         for size in pool.map(read, *zip(*itertools.product(places, pieces), strict=True)):
             bar.update(size)
-    return part
-
-
-def _read_rows(tensor: StoredTensor, part: np.ndarray, slices: tuple[slice, ...], base: Pretrained) -> np.ndarray:
-    """A part of an embedding or head with new rows, each of which is the mean of the rows of the vocabulary before."""
-    rows, columns = slices
-    there = min(rows.stop, base.stored_vocab_size)
-    if rows.start < there:
-        part[: there - rows.start] = tensor.read((slice(rows.start, there), columns))
-    total, known = np.zeros(part.shape[1], np.float64), base.stored_vocab_size
-    known -= sum(i < base.stored_vocab_size for i in base.new_ids)
-    step = max(1, _HEAD_CHECK_BYTES // (8 * part.shape[1]))
-    for start in range(0, base.stored_vocab_size, step):
-        held = tensor.read((slice(start, min(start + step, base.stored_vocab_size)), columns)).astype(np.float64)
-        new = [i - start for i in base.new_ids if start <= i < start + len(held)]
-        total += held.sum(0) - held[new].sum(0)
-    for i in [*base.new_ids, *range(base.stored_vocab_size, rows.stop)]:
-        if rows.start <= i < rows.stop:
-            part[i - rows.start] = (total / known).astype(part.dtype)
     return part
 
 
