@@ -134,6 +134,8 @@ def certify(
     }
     try:
         again = load_pretrained(folder)
+        padded = dataclasses.replace(again.config, vocab_rows=base.config.vocab_rows)  # as the shardings ask for
+        again = dataclasses.replace(again, config=padded)
         problems = _differences(base, again)
         params = load_params(again, shardings=shardings, dtype=dtype)
         read_RPV = _logits(again, params, exam)

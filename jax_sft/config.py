@@ -37,6 +37,7 @@ class ModelSource:
     chat_template: str | None = None  # replaces the tokenizer's own: one of TEMPLATES, or a Jinja file
     new_tokens: tuple[str, ...] = ()  # control tokens to add to the vocabulary
     new_rows: NewRowsStart = "mean"  # how their rows start; sample: drawn with the others' mean and deviation, by seed
+    vocab_multiple: int = 128  # embedding and head are padded to it in training, so that mesh axes divide them
     attention: Literal["auto", "xla", "chunked"] = "auto"
 
 
@@ -400,6 +401,7 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         said = "both are set" if run.train.steps is not None else "neither is set"
         yield f"train.steps and train.epochs: {said}; set exactly one of them"
     positive = {
+        "model.vocab_multiple": run.model.vocab_multiple,
         "data.max_length": run.data.max_length,
         "train.batch_size": run.train.batch_size,
         "train.accumulation": run.train.accumulation,

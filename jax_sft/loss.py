@@ -20,6 +20,7 @@ from jax_sft.batch import Batch
 from jax_sft.model.layers import capped
 from jax_sft.sharding import BATCH_AXES, constrain
 
+_LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that it makes no inf - inf
 _ALIGNMENT = 64  # chunk sizes are multiples of it where chunk_tokens is: what matrix units like
 
 
@@ -84,6 +85,7 @@ def loss_and_tally(
     num_sources: int,
     chunk_tokens: int,
     logit_cap: float | None = None,
+    vocab_size: int | None = None,
 ) -> tuple[jax.Array, Tally]:
     """Sum of weight x nll, and its Tally.
 
@@ -92,6 +94,7 @@ def loss_and_tally(
         head_VD: the float32 master; it is cast to the compute dtype once, and its gradient is summed in float32.
         chunk_tokens: tokens of one device whose logits exist at one time.
         logit_cap: logits are squeezed into +- this by a tanh (Gemma 2); None: they are left as they are.
+        vocab_size: rows of the head from here on are padding, which no probability falls on; None: there is none.
 
     Returns:
         A float32 scalar, differentiable in `h_BPD` and `head_VD`, and a Tally, which is not differentiable.
@@ -109,7 +112,8 @@ def loss_and_tally(
         x = jnp.moveaxis(x.reshape(Z, X, C, *x.shape[2:]), 1, 0)
         return constrain(x, "XBCD"[: x.ndim])
 
-    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head_VD, cut(targets_BP), cut(weights_BP), logit_cap)
+    shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size)
+    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head_VD, cut(targets_BP), cut(weights_BP), shape)
 
     weights_XZC, sources_XZC = cut(weights_BP), cut(sources_BP)
     sources_O = jnp.arange(num_sources, dtype=sources_XZC.dtype)
@@ -146,15 +150,34 @@ def _chunk_size(tokens: int, chunk_tokens: int) -> int:
     return min(sizes, key=lambda size: (-(-tokens // size) * size, -size))
 
 
+class _Logits(NamedTuple):
+    """How logits come about, beside h W."""
+
+    cap: float | None
+    vocab_size: int  # columns from here on are padding
+
+    def of(self, h_ZCD: jax.Array, head_VD: jax.Array) -> jax.Array:
+        """Float32 logits; padding gets one so low that no probability is left for it."""
+        logits_ZCV = jnp.einsum("ZCD,VD->ZCV", h_ZCD, head_VD, preferred_element_type=jnp.float32)
+        return self.at_tokens(capped(constrain(logits_ZCV, "BCV"), self.cap), _LOWEST)
+
+    def at_tokens(self, x_ZCV: jax.Array, elsewhere: float) -> jax.Array:
+        """`x_ZCV`, with something else in the columns of padding."""
+        if x_ZCV.shape[-1] == self.vocab_size:
+            return x_ZCV
+        is_token_V = jnp.arange(x_ZCV.shape[-1], dtype=jnp.int32) < self.vocab_size
+        return jnp.where(is_token_V[None, None, :], x_ZCV, jnp.float32(elsewhere))
+
+
 def _forward_alone(
-    h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array, logit_cap: float | None
+    h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array, shape: _Logits
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32."""
     head = _compute_copy(head_VD, h_XZCD.dtype)
 
     def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         h_ZCD, targets_ZC = xs
-        logits_ZCV = capped(_logits(h_ZCD, head), logit_cap)
+        logits_ZCV = shape.of(h_ZCD, head)
         return None, _nll_and_hit(logits_ZCV, targets_ZC)[:2]
 
     _, (nll_XZC, hit_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC))
@@ -164,7 +187,7 @@ def _forward_alone(
 _weighted_nll = jax.custom_vjp(_forward_alone, nondiff_argnums=(4,))
 
 
-def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, logit_cap: float | None) -> tuple[Any, Any]:
+def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, shape: _Logits) -> tuple[Any, Any]:
     """The same, with the gradient of the sum, computed while a chunk's logits exist."""
     h_XZCD, head_VD, targets_XZC, weights_XZC = h.value, head.value, targets.value, weights.value
     dtype = h_XZCD.dtype
@@ -174,13 +197,13 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, logit_c
 
     def chunk(dhead_ZVD: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
         h_ZCD, targets_ZC, weights_ZC = xs
-        logits_ZCV = capped(_logits(h_ZCD, head_in_dtype), logit_cap)
+        logits_ZCV = shape.of(h_ZCD, head_in_dtype)
         nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
         is_target_ZCV = targets_ZC[:, :, None] == ids_V[None, None, :]
         p_ZCV = jnp.exp(logits_ZCV - lse_ZC[:, :, None])
         dlogits_ZCV = weights_ZC[:, :, None] * (p_ZCV - is_target_ZCV.astype(jnp.float32))
-        if logit_cap is not None:
-            dlogits_ZCV *= 1 - jnp.square(logits_ZCV / logit_cap)  # the slope of the tanh
+        if shape.cap is not None:
+            dlogits_ZCV *= shape.at_tokens(1 - jnp.square(logits_ZCV / shape.cap), 0)  # the slope of the tanh
         dlogits_ZCV = dlogits_ZCV.astype(dtype)
         dh_ZCD = jnp.einsum("ZCV,VD->ZCD", dlogits_ZCV, head_in_dtype, preferred_element_type=jnp.float32)
         if dhead_ZVD is not None:
@@ -197,8 +220,8 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, logit_c
     return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dhead_VD)
 
 
-def _weighted_nll_backward(logit_cap: float | None, gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
-    del logit_cap  # the forward pass has seen to it
+def _weighted_nll_backward(shape: _Logits, gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
+    del shape  # the forward pass has seen to it
     dh_XZCD, dhead_VD = gradients
     scale, dnll, dhit = cotangents
     zero = jax.custom_derivatives.SymbolicZero
@@ -216,10 +239,6 @@ _weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward, symbolic_zer
 def _compute_copy(head_VD: jax.Array, dtype: Any) -> jax.Array:
     """The head in the compute dtype, gathered over fsdp once and not in every chunk; V stays over tensor."""
     return constrain(head_VD.astype(dtype), "VD")
-
-
-def _logits(h_ZCD: jax.Array, head_VD: jax.Array) -> jax.Array:
-    return constrain(jnp.einsum("ZCD,VD->ZCV", h_ZCD, head_VD, preferred_element_type=jnp.float32), "BCV")
 
 
 def _nll_and_hit(logits_ZCV: jax.Array, targets_ZC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -191,6 +191,7 @@ def _loss_and_tally(
         num_sources=num_sources,
         chunk_tokens=chunk_tokens,
         logit_cap=model.config.logit_cap,
+        vocab_size=model.config.vocab_size,
     )
     if imbalance is not None:
         loss += balance_weight * model.config.router_aux_weight * imbalance

@@ -25,7 +25,7 @@ BEFORE, AFTER = (Losses(loss=loss, accuracy=0.5, tokens=9.0, by_source={}) for l
 def workdir(tmp_path_factory):
     """Checkpoints whose weights are the base times 2 (step 2) and times 4 (step 4); validation ran at step 2 alone."""
     place = tmp_path_factory.mktemp("export")
-    config, folder = run_config(place), place / "run"
+    config, folder = run_config(place, "model.vocab_multiple=1"), place / "run"
     mesh = make_mesh(MeshConfig())
     base = load_model(config.model.path, mesh=mesh)
     tx = optimizer(config.optim, 6, base.params)

@@ -80,6 +80,26 @@ def test_logits_of_bfloat16_states_are_not_rounded_to_bfloat16(data):
     np.testing.assert_allclose(sums.loss, reference(*exact, *rest)[0][0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_rows_of_padding_get_no_probability_and_no_gradient(data, cap):
+    h_BPD, head_VD, *rest = map(jnp.asarray, data)
+    padded_VD = jnp.concatenate([head_VD, 9 * jnp.ones((7, D), jnp.float32)])  # large logits, if they counted
+
+    def loss(h_BPD, head_VD, vocab_size):
+        sizes = {"num_sources": NUM_SOURCES, "chunk_tokens": 32, "logit_cap": cap, "vocab_size": vocab_size}
+        return loss_and_tally(h_BPD, head_VD, *rest, **sizes)
+
+    of_both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (wanted, wanted_sums), (wanted_dh, wanted_dhead) = of_both(h_BPD, head_VD, None)
+    (found, sums), (dh, dhead) = of_both(h_BPD, padded_VD, V)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(dh, wanted_dh, atol=1e-5)
+    np.testing.assert_allclose(dhead[:V], wanted_dhead, atol=1e-5)
+    np.testing.assert_array_equal(dhead[V:], 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sums, wanted_sums)
+    np.testing.assert_allclose(loss(h_BPD, padded_VD, V)[0], wanted, rtol=1e-6)  # without a gradient
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)])
 def test_any_mesh_gives_the_loss_of_one_device(data, sizes):
     mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]))

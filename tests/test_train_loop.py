@@ -14,12 +14,15 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jax_sft.checkpoint import Checkpoints
 from jax_sft.hf.load import load_configured
-from jax_sft.sharding import make_mesh
+from jax_sft.model.decoder import abstract_params
+from jax_sft.sharding import make_mesh, shard_params
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import NonFiniteLossError
 from jax_sft.train_loop import resume_fingerprint, train
@@ -393,3 +396,22 @@ def test_two_processes_over_gloo_give_the_losses_of_one(folder, whole_alone):
     np.testing.assert_allclose([loss for _, loss in mine], [loss for _, loss in theirs], rtol=1e-5)
     for name, value in weights(whole_alone).items():
         np.testing.assert_allclose(weights(workdir)[name], value, atol=2e-4, err_msg=name)
+
+
+def test_a_vocabulary_that_is_padded_for_the_mesh_trains_and_leaves_as_it_came(folder, tmp_path):
+    runs = {}
+    for multiple in (1, 100):
+        overrides = ["mesh.tensor=4", "mesh.fsdp=2", "train.steps=3", f"model.vocab_multiple={multiple}"]
+        config = run_config(folder, *overrides, "optim.weight_decay=0.1", f"export.certify={multiple > 1}")
+        assert train(config, tmp_path / str(multiple), command="jax-sft train").finished
+        runs[multiple] = tmp_path / str(multiple)
+    np.testing.assert_allclose(*([loss for _, loss in losses(runs[m])] for m in runs), rtol=1e-5)
+    plain, padded = (weights(runs[m]) for m in runs)
+    for name, value in plain.items():
+        np.testing.assert_allclose(padded[name], value, atol=2e-4, err_msg=name)
+    shapes = abstract_params(load_configured(config.model, seed=0).config)
+    shardings = shard_params(shapes, make_mesh(config.mesh))
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    saved = Checkpoints(runs[100] / "checkpoints", config.checkpoint, fingerprint=None).restore_params(shapes)[1]
+    assert saved["embed_VD"].shape[0] == 300 and not np.asarray(saved["embed_VD"])[264:].any()
+    assert json.loads((runs[100] / "export" / "CERTIFICATE.json").read_text())["verdict"] == "passed"

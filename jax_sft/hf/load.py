@@ -113,6 +113,7 @@ def load_pretrained(
     new_tokens: Sequence[str] = (),
     new_rows: NewRowsStart = "mean",
     seed: int = 0,
+    vocab_multiple: int = 1,
 ) -> Pretrained:
     """Everything a model's files say, without its weights.
 
@@ -123,6 +124,7 @@ def load_pretrained(
         new_tokens: control tokens that the vocabulary gets, unless it has them; the model's vocabulary grows with it.
         new_rows: how their rows start; see `ModelSource`.
         seed: of what they draw.
+        vocab_multiple: embedding and head get rows of padding up to a multiple of it, which no file ever has.
 
     Raises:
         ValueError: nothing is there, a file cannot be read or holds what it must not, the architecture is not modelled,
@@ -144,7 +146,9 @@ def load_pretrained(
         raise ValueError(f"{source}: {error}") from error
     _check_vocabulary(source, tokenizer, config.vocab_size)
     stored_vocab_size, new_ids = config.vocab_size, _added(tokenizer, new_tokens)
-    config = dataclasses.replace(config, vocab_size=max(stored_vocab_size, *(i + 1 for i in new_ids), 0))
+    vocab_size = max(stored_vocab_size, *(i + 1 for i in new_ids), 0)
+    vocab_rows = -(-vocab_size // vocab_multiple) * vocab_multiple
+    config = dataclasses.replace(config, vocab_size=vocab_size, vocab_rows=vocab_rows)
     template = template_text(tokenizer) if chat_template is None else _given_template(chat_template, tokenizer)
     stops = [
         *_special_ids(f"{source}: generation_config.json", generation_config, config.vocab_size),
@@ -176,6 +180,7 @@ def load_configured(model: ModelSource, *, seed: int) -> Pretrained:
         new_tokens=model.new_tokens,
         new_rows=model.new_rows,
         seed=seed,
+        vocab_multiple=model.vocab_multiple,
     )
 
 
@@ -194,7 +199,9 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     host_dtype = np.dtype(float_dtype(dtype))
     stored = _stored_tensors(base)
     abstract = abstract_params(base.config)
-    stored_config = dataclasses.replace(base.config, vocab_size=base.stored_vocab_size)
+    stored_config = dataclasses.replace(
+        base.config, vocab_size=base.stored_vocab_size, vocab_rows=base.stored_vocab_size
+    )
     _check_tensors(base.path, stored, stored_config)
     _check_tied_head(base.path, stored, stored_config)
     one_device = SingleDeviceSharding(jax.local_devices()[0])
@@ -232,9 +239,15 @@ def _read_part(
     """A part of one parameter, from the files, some tensors at a time into their place in the stack."""
     part = np.empty([high - low for low, high in bounds], dtype)
     slices = tuple(slice(low, high) for low, high in bounds)
-    if rule.letters == "VD" and base.new_ids:
+    if rule.letters == "VD" and (base.new_ids or base.config.vocab_rows > base.stored_vocab_size):
         bar.update(part.size)
-        new = NewRows(ids=base.new_ids, stored=base.stored_vocab_size, start=base.new_rows, seed=base.seed)
+        new = NewRows(
+            ids=base.new_ids,
+            stored=base.stored_vocab_size,
+            end=base.config.vocab_size,
+            start=base.new_rows,
+            seed=base.seed,
+        )
         table = tensors[()]
         read_table(table.read, part, slices, new, width=table.shape[1], name=rule.path)
         return part

@@ -110,7 +110,8 @@ class Rule:
         return (slice(start + found[0].start, start + found[0].stop, found[0].step), *found[1:])
 
     def to_file(self, x: np.ndarray) -> np.ndarray:
-        """One layer of ours as the file lays it out, contiguous; of a shared tensor, our share."""
+        """One layer of ours as the file lays it out, contiguous and without padding; of a shared tensor, our share."""
+        x = x[tuple(slice(size) for size in self.layer_shape)]
         order = [self.letters.index(letter) for letter in "".join(self.groups)]
         # A view of another order would be written to a file as its memory lies, which is not what it says.
         return np.ascontiguousarray(x.transpose(order)).reshape([self._size(group) for group in self.groups])
@@ -238,7 +239,8 @@ def rules(config: ModelConfig) -> dict[str, Rule]:
     there = dict(_paths(config.shapes, ""))
     if unknown := sorted(set(there) - set(rows)):
         raise KeyError(f"jax_sft.hf.names has no row for {', '.join(unknown)}")
-    return {path: Rule(row, config.sizes) for path, row in rows.items() if path in there}
+    sizes = config.sizes | {"V": config.vocab_size}  # files have no rows of padding
+    return {path: Rule(row, sizes) for path, row in rows.items() if path in there}
 
 
 def leaves(tree: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Rule, Any]]:

@@ -21,6 +21,7 @@ class NewRows:
 
     ids: tuple[int, ...]  # of the tokens added here; files may have a row for them, in which nothing was learned
     stored: int  # rows of the files
+    end: int  # rows from here on are padding: zeros
     start: NewRowsStart
     seed: int
 
@@ -44,7 +45,8 @@ def read_table(
     there = min(rows.stop, new.stored)
     if rows.start < there:
         part[: there - rows.start] = read((slice(rows.start, there), columns))
-    here = [i for i in {*new.ids, *range(new.stored, rows.stop)} if rows.start <= i < rows.stop]
+    part[max(rows.start, new.end) - rows.start :] = 0
+    here = [i for i in {*new.ids, *range(new.stored, new.end)} if rows.start <= i < rows.stop]
     if not here:
         return
     if new.start == "zeros":

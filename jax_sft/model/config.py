@@ -88,7 +88,8 @@ class ModelConfig:
     """
 
     model_type: str  # how its files are named and laid out; no arithmetic reads it
-    vocab_size: int  # V
+    vocab_size: int  # tokens that have logits
+    vocab_rows: int  # V, of embedding and head: one for each token, and padding that a mesh axis can divide
     width: int  # D
     mlp_width: int  # F; of one expert, where there are experts
     num_layers: int  # L
@@ -131,6 +132,10 @@ class ModelConfig:
         for name in ("vocab_size", "width", "mlp_width", "num_layers", "num_heads", "num_kv_heads", "head_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model config: {name} = {getattr(self, name)} must be at least 1")
+        if self.vocab_rows < self.vocab_size:
+            raise ValueError(
+                f"model config: vocab_rows = {self.vocab_rows} must be at least vocab_size = {self.vocab_size}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model config: num_attention_heads = {self.num_heads} must be a multiple of num_key_value_heads = "
@@ -170,7 +175,7 @@ class ModelConfig:
     def sizes(self) -> dict[str, int]:
         """What each letter stands for."""
         return {
-            "V": self.vocab_size,
+            "V": self.vocab_rows,
             "D": self.width,
             "F": self.mlp_width,
             "L": self.num_layers,
@@ -204,8 +209,8 @@ class ModelConfig:
 
     @property
     def num_params(self) -> int:
-        """Trainable numbers; a tied head counts once."""
-        shapes = self.shapes
+        """Trainable numbers; a tied head counts once, and padding not at all."""
+        shapes = dataclasses.replace(self, vocab_rows=self.vocab_size).shapes
         blocks = shapes.pop("blocks")
         return sum(math.prod(shape) for shape in [*blocks.values(), *shapes.values()])
 

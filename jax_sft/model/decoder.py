@@ -97,10 +97,10 @@ class Decoder(nnx.Module):
         return self.embed_VD[...] if self.config.tied_head else self.head_VD[...]
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [B, T, V]. Training uses the chunked loss instead, which never holds all of them."""
+        """Float32 logits [B, T, vocab_size]. Training uses the chunked loss instead, which never holds all of them."""
         head_VD = self.head().astype(h_BTD.dtype)
         logits_BTV = jnp.einsum("BTD,VD->BTV", h_BTD, head_VD, preferred_element_type=jnp.float32)
-        return constrain(capped(logits_BTV, self.config.logit_cap), "BTV")
+        return constrain(capped(logits_BTV, self.config.logit_cap), "BTV")[..., : self.config.vocab_size]
 
     def prefill(self, tokens_BT: jax.Array, lengths_B: jax.Array, *, slots: int) -> tuple[jax.Array, KVCache]:
         """Read whole prompts, padded on the right, into a new cache.
@@ -180,6 +180,8 @@ class Decoder(nnx.Module):
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         # Gathered over fsdp first: a lookup in a table cut along D cannot be moved to rows cut along B efficiently.
         embed_VD = constrain(self.embed_VD[...], "VD")
+        if self.config.vocab_rows > self.config.vocab_size:
+            tokens_BT = jnp.where(tokens_BT < self.config.vocab_size, tokens_BT, self.config.vocab_rows)
         # Looked up before the cast: the gradient of a token that occurs often is then summed in the stored dtype.
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
         x_BTD = x_BTD.astype(self.dtype)

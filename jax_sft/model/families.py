@@ -129,6 +129,7 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     usual = {
         "model_type": kind,
         "vocab_size": said.vocab_size,
+        "vocab_rows": said.vocab_size,
         "width": said.hidden_size,
         "mlp_width": said.intermediate_size,
         "num_layers": said.num_hidden_layers,

@@ -19,9 +19,10 @@ from safetensors.numpy import load_file
 from jax_sft.config import MeshConfig
 from jax_sft.hf import save
 from jax_sft.hf.folder import resolve
-from jax_sft.hf.load import Pretrained, load_model, load_pretrained
+from jax_sft.hf.load import Pretrained, load_model, load_params, load_pretrained
 from jax_sft.hf.save import check_destination, check_shard_size, save_model
-from jax_sft.sharding import make_mesh
+from jax_sft.model.decoder import abstract_params
+from jax_sft.sharding import make_mesh, shard_params
 from tests.hf.models import CHATML, TINY, tensors, write_folder
 
 BIASED = TINY | {"attention_bias": True, "mlp_bias": True}
@@ -424,3 +425,17 @@ def test_two_processes_export_what_one_does(tmp_path: pathlib.Path, base: Pretra
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "alone" / "model.safetensors"
     ).read_bytes()
+
+
+def test_padding_lies_over_the_mesh_and_leaves_with_no_export(tmp_path: pathlib.Path, base: Pretrained):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
+    weights = write_folder(tmp_path / "m", TINY | {"vocab_size": 313})
+    padded = load_pretrained(tmp_path / "m", vocab_multiple=128)
+    params = load_params(padded, shardings=shard_params(abstract_params(padded.config), mesh))
+    embed_VD = params["embed_VD"]
+    assert embed_VD.shape[0] == 384 and embed_VD.sharding.spec[0] == "tensor"
+    assert not np.asarray(embed_VD)[313:].any()
+    assert padded.config.num_params == load_pretrained(tmp_path / "m").config.num_params
+    export(padded, tmp_path / "out", params=params)
+    read = read_tensors(tmp_path / "out")
+    assert all(read[name].tobytes() == x.tobytes() for name, x in weights.items())

@@ -24,7 +24,7 @@ LONG = LongRope(
 )
 MIXED = dataclasses.replace(BASE, num_experts=4, experts_per_token=2, tied_head=False)
 TURNS_TREE = {
-    "vocab_size": 32,
+    "vocab_rows": BASE.vocab_size + 32,
     "width": 20,
     "mlp_width": 28,
     "num_heads": 6,
@@ -66,8 +66,8 @@ TURNS_EXPERTS = [
     *(("num_experts", 5), ("experts_per_token", 1), ("router_normalised", True), ("router_bias", True)),
     *(("mlp_bias", True), ("activation", "gelu"), ("silu_slope", 1.702), ("gate_limit", 0.3), ("up_offset", 1.0)),
 ]
-# How long prompts may be, what files look like, and three that have tests of their own.
-TURNS_ELSEWHERE = {"max_positions", "model_type", "norm_in_float32", "num_layers", "router_aux_weight"}
+# How long prompts may be, what files look like, and four that have tests of their own.
+TURNS_ELSEWHERE = {"max_positions", "model_type", "norm_in_float32", "num_layers", "router_aux_weight", "vocab_size"}
 
 
 def logits_of(config: ModelConfig) -> np.ndarray:
@@ -102,6 +102,27 @@ def test_field_of_experts_moves_the_tree_or_the_logits(field, value):
         assert np.abs(logits_of(turned) - logits_of(MIXED)).max() > 1e-3
     else:
         assert field in ("num_experts", "router_bias", "mlp_bias")
+
+
+def test_padding_has_no_logits_and_no_embedding():
+    padded = dataclasses.replace(BASE, vocab_rows=BASE.vocab_size + 8, tied_head=False)
+    params = jax.tree.map(jnp.asarray, params_of(padded))  # what lies in the rows of padding is random
+    alone = dataclasses.replace(padded, vocab_rows=BASE.vocab_size)
+    cut = params | {name: params[name][: BASE.vocab_size] for name in ("embed_VD", "head_VD")}
+    tokens_BT = jnp.asarray([[1, 2, BASE.vocab_size - 1], [1, 2, BASE.vocab_size]])
+    one_BT, positions_BT = jnp.ones_like(tokens_BT), jnp.asarray([[0, 1, 2]] * 2)
+    found = []
+    for config, weights in ((padded, params), (alone, cut)):
+        model = nnx.merge(build(config, dtype="float32", attention="xla"), weights)
+        found.append(np.asarray(model.logits(model.hidden(tokens_BT, positions_BT, one_BT))))
+    np.testing.assert_array_equal(*found)
+    assert found[0].shape[-1] == BASE.vocab_size
+    assert np.isfinite(found[0][0]).all() and np.isnan(found[0][1, 2]).all()
+
+
+def test_fewer_rows_than_tokens_are_refused():
+    with pytest.raises(ValueError, match="vocab_rows = 3 must be at least vocab_size"):
+        dataclasses.replace(BASE, vocab_rows=3)
 
 
 def test_every_layer_is_a_layer():
