@@ -1,8 +1,9 @@
-"""GGUF files of the Llama and Qwen kinds: config, tokenizer and weights out of one file, with numpy alone.
+"""GGUF files of the Llama, Qwen and Gemma kinds: config and weights out of one file, with numpy alone.
 
-In: a .gguf file of llama.cpp. Out: the dicts a Hugging Face folder would hold (`hf_config`, `generation_config`), a
-fast tokenizer (`tokenizer`), and tensors in Hugging Face's names and layout (`tensors`), dequantised as they are read.
-The layout of the file is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+In: a .gguf file of llama.cpp. Out: the dicts a Hugging Face folder would hold (`hf_config`, `generation_config`), and
+tensors in Hugging Face's names and layout (`tensors`), dequantised as they are read; its tokenizer is rebuilt in
+hf/gguf_tokenizer.py. The layout of the file is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
+versions 2 and 3.
 """
 
 import dataclasses
@@ -16,27 +17,35 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from jax_sft.hf import names
 from jax_sft.model.families import FAMILIES, read_model_config
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp
 _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
-_DIGITS_ONE_BY_ONE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b")
-_GPT2 = ("gpt-2", "gpt2")
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_QWEN2 = ("qwen2", "deepseek-r1-qwen")
-# Up to three digits together, or each alone; what else is cut is the same.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# The architectures that can be read, with what llama.cpp's converter does to the rows of q and k.
-_ARCHITECTURES = {"llama": "permuted", "qwen2": "as they are", "qwen3": "as they are"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Architecture:
+    """What llama.cpp's converter makes of a kind of model."""
+
+    model_type: str
+    activation: str = "silu"  # not in the file
+    has_permuted_heads: bool = False  # rows of q and k are in another order
+    norm_shift: int = 0  # is added to the weights of all norms
+
+
+_ARCHITECTURES = {
+    "llama": _Architecture("llama", has_permuted_heads=True),
+    "qwen2": _Architecture("qwen2"),
+    "qwen3": _Architecture("qwen3"),
+    "gemma": _Architecture("gemma", "gelu_pytorch_tanh", norm_shift=1),
+    "gemma2": _Architecture("gemma2", "gelu_pytorch_tanh", norm_shift=1),
+    "gemma3": _Architecture("gemma3_text", "gelu_pytorch_tanh", norm_shift=1),
+}
+# Layers of the one size of its kind whose scores are scaled by the width per head, and not by the head width.
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +57,7 @@ class GgufTensor:
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
     rotated_heads: int  # of a q or k projection, whose rows llama.cpp reorders: its heads; else 0
+    shift: int  # of a norm, to whose weights llama.cpp adds: what it added; else 0
 
     @property
     def dtype(self) -> str:
@@ -56,6 +66,8 @@ class GgufTensor:
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
         """A part of it, dequantised to float32; only the blocks that hold the part are read."""
+        if self.shift:
+            return self._read(index).astype(np.float32) - np.float32(self.shift)
         if not self.rotated_heads:
             return self._read(index)
         # Within a head, llama.cpp interleaves the two halves that are rotated against each other (convert_hf_to_gguf's
@@ -104,7 +116,8 @@ class GgufFile:
     def tensors(self) -> dict[str, GgufTensor]:
         """Every tensor under its Hugging Face name; one that the table does not know keeps its own name."""
         heads = {}
-        if _ARCHITECTURES[self.architecture] == "permuted":
+        known = _ARCHITECTURES[self.architecture]
+        if known.has_permuted_heads:
             said = self.said
             heads["attn_q"] = said["attention.head_count"]
             heads["attn_k"] = said.get("attention.head_count_kv", heads["attn_q"])
@@ -116,7 +129,8 @@ class GgufFile:
             layer = int(match[2]) if match else 0
             rotated = heads.get(match[4], 0) if match else 0
             hf_name = patterns.get(pattern, pattern).format(layer=layer)
-            found[hf_name] = GgufTensor(self.path, kind, shape, offset, rotated)
+            shift = known.norm_shift if name.endswith("norm.weight") else 0
+            found[hf_name] = GgufTensor(self.path, kind, shape, offset, rotated, shift)
         return found
 
 
@@ -174,12 +188,16 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     if said.get("expert_count") or "rope_freqs.weight" in file.stored:
         what = "experts" if said.get("expert_count") else "rope factors (rope_freqs.weight)"
         raise ValueError(f"{file.path}: has {what}, which cannot be read from GGUF; name its Hugging Face folder")
-    family = FAMILIES[file.architecture]
-    config = {"model_type": file.architecture, "architectures": [family.architecture], "hidden_act": "silu"}
+    known = _ARCHITECTURES[file.architecture]
+    family = FAMILIES[known.model_type]
+    config = {"model_type": known.model_type, "architectures": [family.architecture]}
+    config["hidden_activation" if "hidden_activation" in family.fields else "hidden_act"] = known.activation
     config |= {hf: said[key] for key, hf in wanted.items()}
-    config["num_key_value_heads"] = said.get("attention.head_count_kv", said["attention.head_count"])
-    width = said.get("attention.key_length", said.get("rope.dimension_count"))
-    config |= {} if width is None else {"head_dim": width}
+    heads = said["attention.head_count"]
+    config["num_key_value_heads"] = said.get("attention.head_count_kv", heads)
+    # Where nothing is said, a model type of transformers may have another default than llama.cpp's.
+    width_per_head = config["hidden_size"] // heads
+    config["head_dim"] = said.get("attention.key_length", said.get("rope.dimension_count", width_per_head))
     config["rope_theta"] = said.get("rope.freq_base", 10_000.0)
     if (kind := said.get("rope.scaling.type", "none")) != "none":
         config["rope_scaling"] = {"rope_type": kind, "factor": said.get("rope.scaling.factor", 1.0)}
@@ -189,74 +207,41 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     config["tie_word_embeddings"] = "output.weight" not in file.stored
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
     config |= {field: name in file.stored for field, name in biases.items() if field in family.fields}
-    return config | _special_ids(file)
+    return config | _gemma_fields(file, config) | _special_ids(file)
+
+
+def _gemma_fields(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Gemma 2 and 3 have beyond the first, with llama.cpp's own defaults (src/models/gemma2.cpp, gemma3.cpp)."""
+    said, layers = file.said, config["num_hidden_layers"]
+    if file.architecture not in _LAYERS_OF_27B:
+        return {}
+    is_second = file.architecture == "gemma2"
+    is_27b = layers == _LAYERS_OF_27B[file.architecture]
+    width_per_head = config["hidden_size"] // config["num_attention_heads"]
+    window = said.get("attention.sliding_window", 4096 if is_second else None)
+    every = said.get("attention.sliding_window_pattern", 2 if is_second else 6)
+    slides = every if isinstance(every, list) else [(i + 1) % every != 0 for i in range(layers)]
+    fields = {
+        "query_pre_attn_scalar": width_per_head if is_27b else config["head_dim"],
+        "layer_types": ["sliding_attention" if window and slid else "full_attention" for slid in slides],
+        "final_logit_softcapping": said.get("final_logit_softcapping", 30.0 if is_second else None),
+    }
+    fields |= {"sliding_window": window} if window else {}
+    if is_second:
+        return fields | {"attn_logit_softcapping": said.get("attn_logit_softcapping", 50.0)}
+    return fields | {"rope_local_base_freq": said.get("rope.freq_base_swa", 10_000.0)}
 
 
 def generation_config(file: GgufFile) -> dict[str, Any]:
     """The generation_config.json that the metadata describes: where a model starts, stops and pads."""
     ids = _special_ids(file)
-    stops = [ids.get("eos_token_id"), file.metadata.get("tokenizer.ggml.eot_token_id")]
+    end_of_turn = file.metadata.get("tokenizer.ggml.eot_token_id")
+    tokens = file.metadata.get("tokenizer.ggml.tokens", [])
+    if end_of_turn is None and "<end_of_turn>" in tokens:  # as llama.cpp finds it: Gemma 2 and 3 are written without
+        end_of_turn = tokens.index("<end_of_turn>")
+    stops = [ids.get("eos_token_id"), end_of_turn]
     ids["eos_token_id"] = list(dict.fromkeys(i for i in stops if i is not None))
     return ids
-
-
-def tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
-    """The fast tokenizer that the metadata describes, with its chat template; byte-level BPE alone.
-
-    Raises:
-        ValueError: the vocabulary is of another kind, or text is cut before BPE in a way that is not known: guessing
-            would give other tokens than the model was trained on.
-    """
-    ggml = {k.removeprefix("tokenizer.ggml."): v for k, v in file.metadata.items() if k.startswith("tokenizer.ggml.")}
-    if ggml.get("model") != "gpt2" or not ggml.get("tokens") or not ggml.get("merges"):
-        raise ValueError(
-            f"{file.path}: has a tokenizer of the kind {ggml.get('model')!r}, and only 'gpt2' (byte-level BPE) can be "
-            "rebuilt; name the model's Hugging Face folder"
-        )
-    tokens, kind = ggml["tokens"], ggml.get("pre", "default")
-    merges = [tuple(merge.split(" ", 1)) for merge in ggml["merges"]]
-    bpe = models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, ignore_merges=kind in _LLAMA3)
-    backend = Tokenizer(bpe)
-    backend.pre_tokenizer = _pre_tokenizer(kind, file.path)
-    backend.decoder = decoders.ByteLevel()
-    if kind in _QWEN2:
-        backend.normalizer = normalizers.NFC()
-    types = ggml.get("token_type", [1] * len(tokens))
-    whole = [(t, n == _CONTROL) for t, n in zip(tokens, types, strict=True) if n in (_CONTROL, _USER_DEFINED)]
-    backend.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in whole])
-    bos = ggml.get("bos_token_id")
-    if ggml.get("add_bos_token", kind in _LLAMA3) and bos is not None:
-        start = tokens[bos]
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, bos)]
-        )
-    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    said = {ours: tokens[ggml[f"{theirs}_token_id"]] for ours, theirs in keys.items() if f"{theirs}_token_id" in ggml}
-    rebuilt = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=file.said["context_length"],
-        clean_up_tokenization_spaces=False,
-        **said,
-    )
-    rebuilt.chat_template = file.metadata.get("tokenizer.chat_template")
-    return rebuilt
-
-
-def _pre_tokenizer(kind: str, path: pathlib.Path) -> pre_tokenizers.PreTokenizer:
-    """How text is cut before BPE, by llama.cpp's name for it (llama-vocab.cpp)."""
-    if kind in _DIGITS_ONE_BY_ONE:
-        # ByteLevel alone would merge digits, since its own pattern keeps them together.
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    if kind in _GPT2:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if kind in _LLAMA3 + _QWEN2:
-        split = pre_tokenizers.Split(Regex(_SPLIT.replace("DIGITS", "{1,3}" if kind in _LLAMA3 else "")), "isolated")
-        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    known = ", ".join((*_DIGITS_ONE_BY_ONE, *_GPT2, *_LLAMA3, *_QWEN2))
-    raise ValueError(
-        f"{path}: its tokenizer cuts text in the way {kind!r}, and only {known} are known; name its Hugging Face folder"
-    )
 
 
 def _special_ids(file: GgufFile) -> dict[str, Any]:

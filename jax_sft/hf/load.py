@@ -27,6 +27,7 @@ from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
 from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
 from jax_sft.hf.folder import resolve, weight_files
+from jax_sft.hf.gguf_tokenizer import rebuild_tokenizer
 from jax_sft.hf.new_rows import NewRows, read_table
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
@@ -134,7 +135,7 @@ def load_pretrained(
     if path.suffix == ".gguf":
         file = gguf.read(path)
         hf_config, generation_config = gguf.hf_config(file), gguf.generation_config(file)
-        tokenizer = gguf.tokenizer(file)
+        tokenizer = rebuild_tokenizer(file)
     else:
         hf_config = _read_json(path / "config.json")
         has_generation = (path / "generation_config.json").is_file()

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jax_sft.hf import gguf
 from jax_sft.hf.folder import resolve
+from jax_sft.hf.gguf_tokenizer import rebuild_tokenizer
 
 
 def load_tokenizer(source: str | pathlib.Path, *, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -22,7 +23,7 @@ def load_tokenizer(source: str | pathlib.Path, *, revision: str | None = None) -
     """
     path = resolve(source, revision=revision, weights=False)
     if path.suffix == ".gguf":
-        return gguf.tokenizer(gguf.read(path))
+        return rebuild_tokenizer(gguf.read(path))
     has_file = (path / "tokenizer.json").is_file()
     # AutoTokenizer follows `tokenizer_class`, and transformers 5 then rebuilds a default of that class instead of what
     # tokenizer.json says: SmolLM2 (GPT2Tokenizer) silently lost its digit-by-digit cutting. The file is the truth.
