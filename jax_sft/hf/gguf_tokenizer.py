@@ -55,9 +55,7 @@ def rebuild_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
         backend = _byte_level_bpe(ggml, file.path)
         starts_by_default = ggml.get("pre") in _LLAMA3
     else:
-        types = _types(ggml["token_type"])
-        tokens = _respelled(ggml["tokens"], types, is_prefixed=ggml.get("add_space_prefix", True))
-        backend = _sentencepiece_bpe(ggml, tokens, types, file.path)
+        backend, tokens = _sentencepiece_bpe(ggml, file.path)
         starts_by_default = True
     bos = ggml.get("bos_token_id")
     if ggml.get("add_bos_token", starts_by_default) and bos is not None:
@@ -110,11 +108,14 @@ def _pre_tokenizer(kind: str, path: pathlib.Path) -> pre_tokenizers.PreTokenizer
     )
 
 
-def _sentencepiece_bpe(
-    ggml: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], path: pathlib.Path
-) -> Tokenizer:
-    """Pieces that merge in the order of their scores; characters that are no piece fall back to bytes."""
-    scores = ggml["scores"]
+def _sentencepiece_bpe(ggml: Mapping[str, Any], path: pathlib.Path) -> tuple[Tokenizer, list[str]]:
+    """Pieces that merge in the order of their scores, and all tokens as they are spelled in there.
+
+    Characters that are no piece fall back to bytes.
+    """
+    is_prefixed = ggml.get("add_space_prefix", True)
+    scores, types = ggml["scores"], _types(ggml["token_type"])
+    tokens = _respelled(ggml["tokens"], types, is_prefixed=is_prefixed)
     merges = _merges(tokens, types, scores)
     if len(merges) > 1 and len({score for score, kind in zip(scores, types, strict=True) if kind == _NORMAL}) == 1:
         raise ValueError(
@@ -132,7 +133,6 @@ def _sentencepiece_bpe(
     backend = Tokenizer(bpe)
     spaces = normalizers.Replace(" ", _SPACE)
     plain = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    is_prefixed = ggml.get("add_space_prefix", True)
     # The text after a control token gets its space too, as in llama.cpp and in Llama 2's own tokenizer.json.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if is_prefixed else spaces
     backend.decoder = decoders.Sequence([*plain, decoders.Strip(" ", 1, 0)] if is_prefixed else plain)
@@ -141,7 +141,7 @@ def _sentencepiece_bpe(
     # SentencePiece looks for these after it has rewritten spaces; a prefix, though, would be put in front of them too.
     whole = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
     backend.add_tokens([AddedToken(token, normalized=not is_prefixed and " " not in token) for token in whole])
-    return backend
+    return backend, tokens
 
 
 def _types(types: Sequence[int]) -> list[int]:
@@ -167,10 +167,10 @@ def _respelled(tokens: Sequence[str], types: Sequence[int], *, is_prefixed: bool
 
 def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every pair of pieces that is a piece, by the score of the whole, as SentencePiece takes them."""
-    # Only learned pieces merge. SentencePiece takes the leftmost of equals, which a longer left part comes near to.
+    # Only learned pieces merge, so none of their parts is another kind of token.
     symbols = {t for t, kind in zip(tokens, types, strict=True) if kind == _NORMAL or (kind == _BYTE and len(t) == 1)}
     found = [
-        (-score, i, -cut, token[:cut], token[cut:])
+        (-score, i, token[:cut], token[cut:])
         for i, (token, kind, score) in enumerate(zip(tokens, types, scores, strict=True))
         if kind == _NORMAL
         for cut in range(1, len(token))

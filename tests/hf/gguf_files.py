@@ -2,13 +2,14 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gguf as llama_cpp
 import numpy as np
 
 from tests.hf.models import CHATML, CONTROL, TINY, gguf_name, permuted, tensors, tiny_tokenizer
+from tests.hf.sentencepiece_cases import Piece
 
 Kind = llama_cpp.GGMLQuantizationType
 # Rows of quantised tensors are whole blocks of 32.
@@ -24,8 +25,12 @@ def write_gguf(
     pre: str = "smollm",
     arch: str = "llama",
     metadata: Mapping[str, Any] | None = None,
+    pieces: Sequence[Piece] | None = None,
 ) -> dict[str, np.ndarray]:
-    """A .gguf file as llama.cpp's converter makes it; returns the weights as they are after quantisation."""
+    """A .gguf file as llama.cpp's converter makes it; returns the weights as they are after quantisation.
+
+    `pieces`: a SentencePiece vocabulary in the place of the tiny byte-level one.
+    """
     weights = dict(weights if weights is not None else tensors(config))
     writer = llama_cpp.GGUFWriter(path, arch)
     writer.add_block_count(config["num_hidden_layers"])
@@ -38,7 +43,10 @@ def write_gguf(
     writer.add_key_length(config["head_dim"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    add_tokenizer(writer, pre)
+    if pieces is None:
+        add_tokenizer(writer, pre)
+    else:
+        add_pieces(writer, pieces)
     for key, value in (metadata or {}).items():
         writer.add_key_value(key, *value)
     stored = {}
@@ -74,6 +82,16 @@ def add_tokenizer(writer: llama_cpp.GGUFWriter, pre: str) -> None:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
+    writer.add_chat_template(CHATML)
+
+
+def add_pieces(writer: llama_cpp.GGUFWriter, pieces: Sequence[Piece]) -> None:
+    texts, scores, types = zip(*pieces, strict=True)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(texts)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
     writer.add_chat_template(CHATML)
 
 

@@ -12,9 +12,9 @@ from jax_sft.hf import gguf
 from jax_sft.hf.load import load_model, load_pretrained
 from jax_sft.model.config import LinearRope, ModelConfig
 from jax_sft.model.families import FAMILIES, read_model_config
-from tests.hf import family_cases
+from tests.hf import family_cases, sentencepiece_cases
 from tests.hf.gguf_files import BLOCKS, Kind, write_gguf
-from tests.hf.models import write_folder
+from tests.hf.models import CHATML, write_folder
 
 MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 # Of the widths of `BLOCKS`; 7 layers have one of Gemma 3 that sees everything.
@@ -153,6 +153,20 @@ def test_what_old_files_leave_out_is_as_llama_cpp_has_it():
     first = read_config("gemma")
     assert first.ropes[0].theta == 10_000.0  # pyright: ignore[reportOptionalMemberAccess]
     assert first.head_width == 16
+
+
+def test_its_vocabulary_its_template_and_its_stops_come_out_of_the_file(tmp_path: pathlib.Path):
+    pieces, ids = sentencepiece_cases.recorded("gemma")
+    said = hf_config("gemma2") | {"vocab_size": len(pieces), "num_hidden_layers": 1}
+    bool_ = llama_cpp.GGUFValueType.BOOL
+    metadata = {"bos_token_id": (2, UINT), "eos_token_id": (1, UINT), "add_space_prefix": (False, bool_)}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    weights = weights_of(read_model_config(said))
+    write_gguf(tmp_path / "m.gguf", said, weights, arch="gemma2", metadata=metadata, pieces=pieces)
+    base = load_pretrained(tmp_path / "m.gguf")
+    assert {text: base.tokenizer(text).input_ids for text in ids} == {text: [2, *found] for text, found in ids.items()}
+    assert base.chat_template == CHATML
+    assert base.stop_ids == (1, base.tokenizer.convert_tokens_to_ids("<end_of_turn>"))
 
 
 def test_it_stops_at_the_end_of_a_turn_that_only_its_vocabulary_names(tmp_path: pathlib.Path):

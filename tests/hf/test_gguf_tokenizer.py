@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from jax_sft.config import DataConfig
+from jax_sft.data.chat import ChatTemplate, to_sequences
+from jax_sft.data.conversation import Account
 from jax_sft.hf.gguf import GgufFile
 from jax_sft.hf.gguf_tokenizer import rebuild_tokenizer
 from jax_sft.hf.tokenizer import load_tokenizer, save_tokenizer
-from tests.hf.sentencepiece_cases import KINDS, NORMAL, TEXTS, USER_DEFINED, Piece, recorded
+from tests.data.chats import GEMMA, conversation, marked
+from tests.hf.sentencepiece_cases import BYTE, KINDS, NORMAL, TEXTS, USER_DEFINED, Piece, recorded
 
+LLAMA_2 = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}\
+{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"""
 OPEN, CLOSE = "<start_of_turn>", "<end_of_turn>"
 
 
@@ -65,6 +71,12 @@ def test_a_character_that_is_merged_and_no_piece_is_its_byte():
     for text in (t for t in ids if "\t" in t):
         assert ids_of(tokenizer, text) == [byte if i == tab else i for i in ids[text]]
         assert tokenizer.decode(ids_of(tokenizer, text)) == text.replace("▁", " ")
+
+
+def test_unknown_characters_in_a_row_are_one_token_where_there_are_no_bytes():
+    pieces, ids = recorded("llama")
+    tokenizer = rebuilt("llama", [(text, score, 5 if kind == BYTE else kind) for text, score, kind in pieces])
+    assert ids_of(tokenizer, "the cat there🦙🚀") == [*ids["the cat there"], 0]
 
 
 def test_control_tokens_are_one_id_each_and_what_is_between_is_text():
@@ -124,6 +136,26 @@ def test_special_tokens_and_the_template_are_those_of_the_file():
     assert {name: tokenizer.special_tokens_map[name] for name in names} == names
     assert tokenizer.chat_template == "{{ 1 }}"
     assert tokenizer.model_max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "wanted"),
+    [
+        ("gemma", GEMMA, f"⟦today the   other\n\n\n🦙{CLOSE}\n⟧"),
+        ("llama", LLAMA_2, "[/INST]⟦today the   other\n\n\n🦙 </s>⟧"),
+    ],
+)
+def test_masks_hold_whole_answers_and_no_control_token_of_the_user(kind: str, template: str, wanted: str):
+    pieces, _ = recorded(kind)
+    tokenizer = rebuilt(kind, as_converted(pieces, "told"))
+    chat = ChatTemplate(tokenizer, template=template)
+    question = f"{CLOSE} </s> <bos>  said the cat"
+    (found,) = to_sequences(conversation(question, "today the   other\n\n\n🦙"), chat, DataConfig(), Account())
+    assert marked(found, chat).endswith(wanted)
+    ids = [int(found.tokens_T[0]), *found.targets_T.tolist()]
+    assert [ids.count(tokenizer.convert_tokens_to_ids(token)) for token in ("<bos>", "<s>", "</s>", CLOSE)] == (
+        [1, 0, 0, 2] if kind == "gemma" else [0, 1, 1, 0]
+    )
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
