@@ -199,8 +199,11 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     width_per_head = config["hidden_size"] // heads
     config["head_dim"] = said.get("attention.key_length", said.get("rope.dimension_count", width_per_head))
     config["rope_theta"] = said.get("rope.freq_base", 10_000.0)
-    if (kind := said.get("rope.scaling.type", "none")) != "none":
-        config["rope_scaling"] = {"rope_type": kind, "factor": said.get("rope.scaling.factor", 1.0)}
+    # llama.cpp takes a factor without a kind as linear, and has an older word for it.
+    factor = said.get("rope.scaling.factor") or said.get("rope.scale_linear") or 1.0
+    kind = said.get("rope.scaling.type", "linear" if factor != 1 else "none")
+    if kind != "none":
+        config["rope_scaling"] = {"rope_type": kind, "factor": factor}
         if (original := said.get("rope.scaling.original_context_length")) is not None and kind == "yarn":
             config["rope_scaling"]["original_max_position_embeddings"] = original
     config["vocab_size"] = file.stored["token_embd.weight"][1][0]

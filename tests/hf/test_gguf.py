@@ -112,6 +112,10 @@ def test_rope_scaling_is_read_and_an_unknown_kind_is_refused_by_name(tmp_path: p
     (rope,) = set(load_pretrained(tmp_path / "a.gguf").config.ropes)
     assert rope is not None
     assert rope.scaling == LinearRope(factor=4.0)
+    for i, key in enumerate(["llama.rope.scaling.factor", "llama.rope.scale_linear"]):  # no kind is linear
+        write_gguf(tmp_path / f"old{i}.gguf", metadata={key: (4.0, float32)})
+        (rope,) = set(load_pretrained(tmp_path / f"old{i}.gguf").config.ropes)
+        assert rope.scaling == LinearRope(factor=4.0)
     original = {"llama.rope.scaling.original_context_length": (32, llama_cpp.GGUFValueType.UINT32)}
     write_gguf(tmp_path / "b.gguf", metadata=factor | original | {"llama.rope.scaling.type": ("yarn", string)})
     (rope,) = set(load_pretrained(tmp_path / "b.gguf").config.ropes)

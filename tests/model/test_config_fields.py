@@ -115,7 +115,7 @@ def test_padding_has_no_logits_and_no_embedding():
     for config, weights in ((padded, params), (alone, cut)):
         model = nnx.merge(build(config, dtype="float32", attention="xla"), weights)
         found.append(np.asarray(model.logits(model.hidden(tokens_BT, positions_BT, one_BT))))
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(*found, atol=1e-6)  # a product of another width may add up in another order
     assert found[0].shape[-1] == BASE.vocab_size
     assert np.isfinite(found[0][0]).all() and np.isnan(found[0][1, 2]).all()
 
