@@ -97,7 +97,7 @@ class Family:
     read: Callable[[Said], dict[str, Any]]
     interleaved_rope: bool = False
     has_own_ropes: bool = False  # where config.json names no kind of rope, it has others than the plain one
-    quantised: frozenset[str] = frozenset()  # quant_methods of files that are read, as plain numbers
+    quantised: tuple[str, ...] = ()  # quant_methods of files that are read, as plain numbers
 
 
 def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
@@ -354,7 +354,7 @@ FAMILIES: dict[str, Family] = {
         | {"experts_per_token", "initial_context_length"},
         _gpt_oss,
         has_own_ropes=True,
-        quantised=frozenset({"mxfp4"}),
+        quantised=("mxfp4",),
     ),
 }
 
@@ -418,15 +418,12 @@ def _unmodelled(hf: Mapping[str, Any], family: Family) -> list[str]:
             continue
         if name in _DROPOUTS:
             continue
-        if (
-            name == "quantization_config"
-            and isinstance(value, Mapping)
-            and value.get("quant_method") in family.quantised
-        ):
-            continue
         if name == "layer_types":
             if any(kind != "full_attention" for kind in value):
                 problems.append(f"layer_types = {value!r} is not modelled for this model type")
+        elif name == "quantization_config" and family.quantised:
+            if not isinstance(value, Mapping) or value.get("quant_method") not in family.quantised:
+                problems.append(f"{name} = {value!r} is not modelled; only quant_method {family.quantised[0]!r} is")
         elif name in _FIXED:
             if value not in _FIXED[name]:
                 problems.append(f"{name} = {value!r} is not modelled; only {_FIXED[name][-1]!r} is")
