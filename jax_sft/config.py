@@ -96,6 +96,7 @@ class MeshConfig:
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1  # experts are spread over it, and rows too
     tensor: int = 1
 
 
@@ -453,7 +454,7 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
         )
     if run.evaluate.every_steps is not None and not run.data.validation and not run.evaluate.prompts:
         yield "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation or evaluate.prompts"
-    sizes = {"mesh.data": run.mesh.data, "mesh.fsdp": run.mesh.fsdp, "mesh.tensor": run.mesh.tensor}
+    sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(run.mesh).items()}
     for key, size in sizes.items():
         if size == 0 or size < -1:
             yield f"{key} = {size} must be a number of devices, or -1 for the devices left over"

@@ -18,34 +18,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax_sft.batch import Batch
 from jax_sft.config import MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # rows are spread over both
-# E lies whole on every device: each multiplies its own rows by all experts.
-WEIGHT_AXIS_OF_LETTER = {"D": "fsdp", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")  # rows are spread over all of them
+WEIGHT_AXIS_OF_LETTER = {"D": "fsdp", "E": "expert", "F": "tensor", "N": "tensor", "K": "tensor", "V": "tensor"}
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The device mesh with axes data, fsdp, tensor.
+    """The device mesh with the axes of `AXES`.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = devices if devices is not None else jax.devices()
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [getattr(config, axis) for axis in AXES]
     if -1 in sizes:
         known = -math.prod(sizes)
         if len(devices) % known:
             raise ValueError(
-                f"mesh: {len(devices)} devices cannot be divided by {known}, what mesh.data, .fsdp and .tensor name; "
+                f"mesh: {len(devices)} devices cannot be divided by {known}, what mesh.{', .'.join(AXES)} name; "
                 "change them"
             )
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise ValueError(
-            f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} = {math.prod(sizes)}, but there are "
+            f"mesh: {' x '.join(AXES)} = {' x '.join(map(str, sizes))} = {math.prod(sizes)}, but there are "
             f"{len(devices)} devices; set one of them to -1 to take what is left"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def letters_of(path: tuple[Any, ...]) -> str:
@@ -88,7 +87,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, leading_axes: int = 0) -> NamedSharding:
-    """Rows over data and fsdp; `leading_axes` unsharded axes (micro-batches) come first."""
+    """Rows over the batch axes; `leading_axes` unsharded axes (micro-batches) come first."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading_axes, BATCH_AXES))
 
 
@@ -114,15 +113,15 @@ def local_rows(mesh: Mesh, *, batch_size: int, accumulation: int = 1) -> np.ndar
     """Which of the `batch_size` rows the devices of this process hold, ascending.
 
     Raises:
-        ValueError: a micro-batch cannot be spread evenly over the data and fsdp axes.
+        ValueError: a micro-batch cannot be spread evenly over the batch axes.
     """
     grid = np.arange(batch_size).reshape(accumulation, -1)
     shards = batch_shards(mesh)
     if grid.shape[1] % shards:
         raise ValueError(
             f"train.batch_size = {batch_size} / train.accumulation = {accumulation} gives micro-batches of "
-            f"{grid.shape[1]} rows, which cannot be spread over data x fsdp = {shards} devices; make the batch size a "
-            f"multiple of {shards * accumulation}"
+            f"{grid.shape[1]} rows, which cannot be spread over {' x '.join(BATCH_AXES)} = {shards} devices; make the "
+            f"batch size a multiple of {shards * accumulation}"
         )
     places = batch_sharding(mesh, leading_axes=1).addressable_devices_indices_map(grid.shape)
     held = [np.arange(grid.shape[1])[index[1]] for index in places.values() if index is not None]

@@ -39,14 +39,15 @@ def batch_of(rows):
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (MeshConfig(), (1, 8, 1)),
-        (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=4, fsdp=2, tensor=-1), (4, 2, 1)),
+        (MeshConfig(), (1, 8, 1, 1)),
+        (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(data=4, fsdp=2, tensor=-1), (4, 2, 1, 1)),
+        (MeshConfig(data=2, fsdp=1, expert=-1), (2, 1, 4, 1)),
     ],
 )
 def test_minus_one_takes_the_devices_that_are_left(config, sizes):
     mesh = make_mesh(config)
-    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "expert", "tensor"), sizes, strict=True))
     assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in jax.devices())
 
 
@@ -54,7 +55,7 @@ def test_minus_one_takes_the_devices_that_are_left(config, sizes):
     ("config", "message"),
     [
         (MeshConfig(data=3), "8 devices cannot be divided by 3"),
-        (MeshConfig(data=2, fsdp=2, tensor=1), r"2 x 2 x 1 = 4, but there are 8 devices; set one of them to -1"),
+        (MeshConfig(data=2, fsdp=2, tensor=1), r"2 x 2 x 1 x 1 = 4, but there are 8 devices; set one of them to -1"),
         (MeshConfig(data=2, fsdp=8, tensor=1), r"= 16, but there are 8 devices"),
     ],
 )
@@ -71,6 +72,7 @@ def test_sizes_that_do_not_fit_the_devices_are_an_error(config, message):
         ("LNHD", (2, 4, 8, 32), (None, "tensor", None, "fsdp")),
         ("LDF", (2, 32, 64), (None, "fsdp", "tensor")),
         ("D", (32,), ("fsdp",)),
+        ("LEDF", (2, 6, 32, 64), (None, "expert", "fsdp", "tensor")),
     ],
 )
 def test_the_letters_of_a_weight_say_where_it_lies(letters, shape, expected):
@@ -143,7 +145,7 @@ def test_rows_are_placed_by_their_number_and_not_by_where_they_stand():
 
 
 def test_micro_batches_that_cannot_be_spread_evenly_name_a_batch_size_that_can():
-    with pytest.raises(ValueError, match=r"micro-batches of 6 rows.*data x fsdp = 4 devices.*a multiple of 8"):
+    with pytest.raises(ValueError, match=r"micro-batches of 6 rows.*data x fsdp x expert = 4 devices.*a multiple of 8"):
         local_rows(mesh_of(2, 2, 2), batch_size=12, accumulation=2)
 
 

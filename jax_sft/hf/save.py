@@ -203,15 +203,16 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
 def _fetch(array: jax.Array, place: names.Shape, *, dtype: np.dtype) -> np.ndarray:
     """One layer (and expert) of an array on this host, whole and cast."""
     sharding = array.sharding
+    cut = tuple(sharding.shard_shape(array.shape)[i] < array.shape[i] for i in range(len(place)))
     if jax.process_count() > 1 and isinstance(sharding, NamedSharding):
         whole = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, across hosts
-        return np.asarray(_pick(whole, dtype)(array, [jnp.int32(i) for i in place]).addressable_data(0))
+        return np.asarray(_pick(whole, dtype, cut)(array, [jnp.int32(i) for i in place]).addressable_data(0))
     if place or array.dtype != dtype:
         # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.
         if isinstance(sharding, NamedSharding):
             own = (*sharding.spec, *[None] * array.ndim)[len(place) : array.ndim]  # as it lies, without L (and E)
             sharding = NamedSharding(sharding.mesh, PartitionSpec(*own))
-        array = _pick(sharding, dtype)(array, [jnp.int32(i) for i in place])
+        array = _pick(sharding, dtype, cut)(array, [jnp.int32(i) for i in place])
     tensor = np.empty(array.shape, dtype)
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
@@ -220,12 +221,23 @@ def _fetch(array: jax.Array, place: names.Shape, *, dtype: np.dtype) -> np.ndarr
 
 
 @functools.lru_cache
-def _pick(sharding: Sharding, dtype: np.dtype) -> Any:
-    """Compiled once per shape: one layer (and expert) of a stacked array, cast."""
+def _pick(sharding: Sharding, dtype: np.dtype, cut: tuple[bool, ...]) -> Any:
+    """Compiled once per shape: one layer (and expert) of a stacked array, cast.
+
+    Along an axis that is `cut` over devices an index would gather all of it on each. There all but the one are set to
+    zero and added up: as whole numbers with the same bits, since -0.0 + 0.0 would lose its sign.
+    """
+    as_bits = np.dtype(f"uint{8 * dtype.itemsize}")
 
     def pick(array: jax.Array, place: list[jax.Array]) -> jax.Array:
-        for i in place:
-            array = jax.lax.dynamic_index_in_dim(array, i, keepdims=False)
+        for i, is_cut in zip(place, cut, strict=True):
+            if is_cut:
+                bits = jax.lax.bitcast_convert_type(array.astype(dtype), as_bits)
+                ids = jax.lax.broadcasted_iota(jnp.int32, bits.shape, 0)
+                only = jnp.where(ids == i, bits, jnp.zeros((), as_bits)).sum(0, dtype=as_bits)
+                array = jax.lax.bitcast_convert_type(only, dtype)
+            else:
+                array = jax.lax.dynamic_index_in_dim(array, i, keepdims=False)
         return array.astype(dtype)
 
     return jax.jit(pick, out_shardings=sharding)

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jax_sft.model.layers import Gating, gated
-from jax_sft.sharding import BATCH_AXES, WEIGHT_AXIS_OF_LETTER
+from jax_sft.sharding import BATCH_AXES, WEIGHT_AXIS_OF_LETTER, constrain
 
 
 class Routing(NamedTuple):
@@ -53,6 +53,7 @@ def route(
     `normalised`: weights of a token are divided by their sum; that is the softmax over the chosen ones alone.
     """
     logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    logits_BTE = constrain(logits_BTE, "BTE")  # all of a token's experts in one place, wherever their matrices lie
     if bias_E is not None:
         logits_BTE += bias_E.astype(jnp.float32)[None, None, :]
     shares_BTE = jax.nn.softmax(logits_BTE, axis=-1)
@@ -74,7 +75,8 @@ def apply_experts(
 ) -> jax.Array:
     """Each token through its experts, [B, T, D], in the dtype of `x_BTD`.
 
-    On a mesh each device sorts and multiplies its own rows; F lies over tensor, as in a dense MLP.
+    On a mesh each device sorts and multiplies its own rows; F lies over tensor, as in a dense MLP. Where E lies over
+    the expert axis, the devices along it exchange their rows, multiply those of their own experts, and add up.
     """
     biases_EF = None if biases is None else (biases.gate_EF, biases.up_EF)
     out_BTD = _apply(x_BTD, routing, gate_EDF, up_EDF, down_EFD, biases_EF, gating)
@@ -105,15 +107,34 @@ def _apply(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return own(*arguments)
-    tensor = WEIGHT_AXIS_OF_LETTER["F"]
+
+    def axis_of(letter: str, size: int) -> str | None:
+        axis = WEIGHT_AXIS_OF_LETTER[letter]
+        return axis if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+
     rows = BATCH_AXES if x_BTD.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
-    cut = tensor if up_EDF.shape[-1] % mesh.shape[tensor] == 0 else None
+    cut_E, cut_F = axis_of("E", up_EDF.shape[0]), axis_of("F", up_EDF.shape[-1])
 
-    def own_and_sum(*arguments: Any) -> jax.Array:
-        out_BTD = own(*arguments)
-        return out_BTD if cut is None else jax.lax.psum(out_BTD, cut)
+    def own_and_sum(x_BTD: Any, experts_BTJ: Any, weights_BTJ: Any, *rest: Any) -> jax.Array:
+        tokens, first_expert = (x_BTD, experts_BTJ, weights_BTJ), None
+        if cut_E is not None:
+            first_expert = jax.lax.axis_index(cut_E) * (up_EDF.shape[0] // mesh.shape[cut_E])
+            if rows is not None:
+                tokens = tuple(jax.lax.all_gather(x, cut_E, axis=0, tiled=True) for x in tokens)
+            else:
+                # Said aloud: the gradient of taking rows in an order of each device's own leaves out the sum over them.
+                tokens = tuple(jax.lax.pcast(x, cut_E, to="varying") for x in tokens)
+        out_BTD = own(*tokens, *rest, first_expert=first_expert)
+        if cut_F is not None:
+            out_BTD = jax.lax.psum(out_BTD, cut_F)
+        if cut_E is None:
+            return out_BTD
+        if rows is None:
+            return jax.lax.psum(out_BTD, cut_E)
+        return jax.lax.psum_scatter(out_BTD, cut_E, scatter_dimension=0, tiled=True)
 
-    by_row, by_column, by_line = PartitionSpec(rows), PartitionSpec(None, None, cut), PartitionSpec(None, cut)
+    by_row, by_column = PartitionSpec(rows), PartitionSpec(cut_E, None, cut_F)
+    by_line = PartitionSpec(cut_E, cut_F)  # [E, F, D], and biases [E, F]
     in_specs = (by_row, by_row, by_row, by_column, by_column, by_line, None if biases_EF is None else (by_line,) * 2)
     return jax.shard_map(own_and_sum, in_specs=in_specs, out_specs=by_row)(*arguments)
 
@@ -128,14 +149,20 @@ def _apply_to_own_rows(
     biases_EF: tuple[jax.Array, jax.Array] | None,
     *,
     gating: Gating,
+    first_expert: jax.Array | None = None,
 ) -> jax.Array:
     """Sort the pairs of token and choice by expert, multiply group by group, put them back.
 
     experts_BTJ  (2 0) (0 1)   pairs of tokens a, b   a2 a0 b0 b1   sorted   a0 b0 b1 a2   sizes_E   2 1 1
+
+    With `first_expert` the E experts are a part of all, from that one on; pairs of other experts come last and add 0.
     """
     B, T, D = x_BTD.shape
     J, E = experts_BTJ.shape[-1], gate_EDF.shape[0]
     experts_M = experts_BTJ.reshape(-1)
+    if first_expert is not None:
+        experts_M = experts_M - first_expert
+        experts_M = jnp.where((experts_M >= 0) & (experts_M < E), experts_M, E)
     order_M = jnp.argsort(experts_M)
     place_M = jnp.argsort(order_M)
     is_of_ME = experts_M[:, None] == _ids(E)[None, :]
@@ -143,8 +170,13 @@ def _apply_to_own_rows(
     # A product again, and not each pair's row taken: the gradient of that would be a scatter, see below.
     picks_ME = None if biases_EF is None else _permuted(is_of_ME, order_M).astype(x_BTD.dtype)
 
+    def of_these(x: jax.Array) -> jax.Array:
+        # What a kernel writes to rows after the last group, and what it gives them as a gradient, is its own affair.
+        is_of_these_M = jnp.arange(x.shape[0], dtype=jnp.int32) < sizes_E.sum()
+        return x if first_expert is None else jnp.where(is_of_these_M[:, None], x, jnp.zeros((), x.dtype))
+
     def grouped(x: jax.Array, weights: jax.Array, bias_EF: jax.Array | None = None) -> jax.Array:
-        out = jax.lax.ragged_dot(x, weights, sizes_E)
+        out = of_these(jax.lax.ragged_dot(of_these(x), weights, sizes_E))
         if bias_EF is not None:
             out += jnp.einsum("ME,EF->MF", picks_ME, bias_EF)
         return checkpoint_name(out, "grouped")

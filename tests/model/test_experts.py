@@ -26,11 +26,13 @@ from tests.hf.family_cases import config_of, hf_config, params_of, tokens_of
 B, T, D, F, E, J = 3, 5, 6, 8, 4, 2
 PLAIN = Gating(activation="silu", silu_slope=1.0, limit=None, up_offset=0.0)
 TURNED = Gating(activation="silu", silu_slope=1.702, limit=1.5, up_offset=1.0)
-MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
+MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8), (1, 1, 1, 4), (2, 1, 2, 2), (1, 1, 1, 8)]
 
 
-def mesh_of(data=1, fsdp=1, tensor=1):
-    return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+def mesh_of(data=1, fsdp=1, tensor=1, expert=1):
+    """Of the last mesh the four experts do not divide over the expert axis: it is one more batch axis then."""
+    config = MeshConfig(data=data, fsdp=fsdp, tensor=tensor, expert=expert)
+    return make_mesh(config, jax.devices()[: data * fsdp * tensor * expert])
 
 
 def weights_of(rows=B):
@@ -102,7 +104,10 @@ def test_experts_and_their_gradients_are_the_same_on_every_mesh(sizes, rows):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize(("sizes", "rows"), [((1, 1, 1), 3), ((2, 2, 2), 8), ((1, 1, 8), 3)])
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [((1, 1, 1), 3), ((2, 2, 2), 8), ((1, 1, 8), 3), ((2, 1, 2, 2), 8), ((1, 1, 1, 4), 3)],
+)
 def test_biases_of_router_and_experts_equal_a_dense_sum_and_so_do_all_gradients(sizes, rows):
     def out_and_gradients(apply):
         def summed(arguments):
@@ -141,6 +146,22 @@ def test_each_device_multiplies_its_own_rows_alone():
         text = str(jax.make_jaxpr(apply)(*arguments))
     assert re.search(rf"f32\[{2 * T * J},{F // 2}\][^=]*= ragged_dot_general", text)
     assert f"f32[{8 * T * J}," not in text
+
+
+def test_a_device_holds_and_multiplies_its_own_experts_for_the_rows_of_its_neighbours():
+    arguments = [jnp.asarray(x) for x in weights_of(8)]
+
+    def apply(x_BTD, router_DE, *experts):
+        routing = route(x_BTD, router_DE, None, experts_per_token=J, normalised=True)
+        return apply_experts(x_BTD, routing, *experts, biases_of(), gating=PLAIN)
+
+    mesh = mesh_of(2, 1, 1, 4)
+    with jax.set_mesh(mesh):
+        text = str(jax.make_jaxpr(apply)(*arguments))
+    assert re.search(rf"f32\[{4 * T * J},{F}\][^=]*= ragged_dot_general", text)  # the four rows along the axis
+    shapes = abstract_params(dataclasses.replace(BALANCED, num_experts=4))["blocks"]
+    placed = shard_params(shapes, mesh)["up_LEDF"]
+    assert placed.shard_shape(shapes["up_LEDF"].shape)[1] == 1
 
 
 def batch_of(config: ModelConfig, rows=8, length=12) -> Batch:
@@ -196,7 +217,8 @@ def assert_close(got, wanted, share=1e-4):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "accumulation"), [((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 2), ((1, 4, 2), 1), ((1, 1, 4), 1)]
+    ("sizes", "accumulation"),
+    [((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 2), ((1, 4, 2), 1), ((1, 1, 4), 1), ((1, 2, 2, 2), 1)],
 )
 def test_a_step_is_the_same_on_every_mesh_and_in_micro_batches(sizes, accumulation):
     wanted, tally = gradient_of(BALANCED)
@@ -296,12 +318,12 @@ def test_router_and_experts_decay_as_other_matrices_do():
 
 def test_experts_lie_on_the_mesh_by_their_letters():
     specs = shard_params(abstract_params(config_of("mixtral")), mesh_of(1, 4, 2))["blocks"]
-    assert tuple(specs["gate_LEDF"].spec) == (None, None, "fsdp", "tensor")
-    assert tuple(specs["down_LEFD"].spec) == (None, None, "tensor", "fsdp")
-    assert tuple(specs["router_LDE"].spec) == (None, "fsdp", None)
+    assert tuple(specs["gate_LEDF"].spec) == (None, "expert", "fsdp", "tensor")
+    assert tuple(specs["down_LEFD"].spec) == (None, "expert", "tensor", "fsdp")
+    assert tuple(specs["router_LDE"].spec) == (None, "fsdp", "expert")
     specs = shard_params(abstract_params(config_of("gpt_oss")), mesh_of(1, 4, 2))["blocks"]
-    assert tuple(specs["up_bias_LEF"].spec) == (None, None, "tensor")
-    assert tuple(specs["down_bias_LED"].spec) == (None, None, "fsdp")
+    assert tuple(specs["up_bias_LEF"].spec) == (None, "expert", "tensor")
+    assert tuple(specs["down_bias_LED"].spec) == (None, "expert", "fsdp")
     assert tuple(specs["sinks_LN"].spec) == (None, "tensor")
 
 
