@@ -134,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
     export.add_argument("--no-certificate", action="store_true", help="do not read the folder back and compare")
+    export.add_argument("--push-to-hub", type=_hub_name, metavar="org/name", help="then upload the folder, which stays")
+    export.add_argument("--private", action="store_true", help="nobody else may see what is pushed")
     return parser
 
 
@@ -143,6 +145,12 @@ def _positive(text: str) -> int:
 
 def _not_negative(text: str) -> int:
     return _whole(text, least=0)
+
+
+def _hub_name(text: str) -> str:
+    if not configs.is_hub_name(text):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no name of the hub; write org/name, or user/name")
+    return text
 
 
 def _whole(text: str, *, least: int) -> int:
@@ -443,19 +451,26 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:
     from jax_sft.export import export_model, export_workdir
+    from jax_sft.hf.push import check_push, push
 
+    if options.private and not options.push_to_hub:
+        raise ValueError("--private belongs to --push-to-hub; name what is to be pushed there, or leave it out")
+    if options.push_to_hub:
+        check_push(options.push_to_hub)
     _start_devices()
-    out, certified = pathlib.Path(options.out), not options.no_certificate
+    out = pathlib.Path(options.out)
+    written = {"dtype": options.dtype, "name": options.push_to_hub, "certified": not options.no_certificate}
     if options.workdir:
         if options.revision is not None:
             raise ValueError("--revision belongs to --model; a workdir's manifest names its own")
-        step = export_workdir(
-            pathlib.Path(options.workdir), out, step=options.step, dtype=options.dtype, certified=certified
-        )
+        step = export_workdir(pathlib.Path(options.workdir), out, step=options.step, **written)
         print(f"exported step {step} to {out}")
-        return EXIT_OK
-    if options.step is not None:
-        raise ValueError("--step belongs to --workdir; a model folder has no steps")
-    export_model(options.model, out, revision=options.revision, dtype=options.dtype, certified=certified)
-    print(f"exported to {out}")
+    else:
+        if options.step is not None:
+            raise ValueError("--step belongs to --workdir; a model folder has no steps")
+        export_model(options.model, out, revision=options.revision, **written)
+        print(f"exported to {out}")
+    if options.push_to_hub:
+        again = shlex.join(["jax-sft", *sys.argv[1:]])
+        print(f"pushed to {push(out, options.push_to_hub, private=options.private, again=again)}")
     return EXIT_OK

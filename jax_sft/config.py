@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -21,6 +22,8 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 NewRowsStart = Literal["mean", "zeros", "sample"]
+# What the hub takes for a model's name (huggingface_hub's validate_repo_id), with its organization or user.
+_HUB_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$|[.-]$))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -134,6 +137,8 @@ class ExportConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     max_shard_size: str = "5GB"
     certify: bool = True  # read the folder back, compare logits, answer once; CERTIFICATE.json
+    push_to: str | None = None  # the hub's name, org/name, that the folder is pushed to when a training has ended
+    push_private: bool = False  # nobody else may see it there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -369,6 +374,11 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def is_hub_name(text: str) -> bool:
+    """Whether a model on the hub can be called `text`."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
 TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
 _ROLES = ("assistant", "user", "system", "developer", "tool", "all")
 
@@ -390,6 +400,10 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
             f"model.new_rows = {run.model.new_rows!r} says how the rows of model.new_tokens start, and that is empty; "
             "name the tokens there, or leave model.new_rows out"
         )
+    if run.export.push_to is not None and not is_hub_name(run.export.push_to):
+        yield f"export.push_to = {run.export.push_to!r} is no name of the hub; write org/name, or user/name"
+    if run.export.push_private and run.export.push_to is None:
+        yield "export.push_private belongs to export.push_to, which is not set; set it to org/name"
     if run.log.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         yield "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"
     for role in run.data.train_on.split(","):

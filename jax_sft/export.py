@@ -29,8 +29,9 @@ def write_export(
     max_shard_size: str,
     facts: dict[str, Any],
     exam: Exam | None,
+    name: str | None = None,
 ) -> pathlib.Path:
-    """Write the folder; `facts` go into its model card.
+    """Write the folder; `facts` and `name` (None: the folder's) go into its model card.
 
     With an `exam` the folder is read back and gets its certificate; the arrays of `params` are deleted before, so that
     the model is never on the devices twice.
@@ -51,6 +52,7 @@ def write_export(
         dtype=dtype,
         max_shard_size=max_shard_size,
         facts=facts,
+        name=name,
         source=base.path,
     )
     if exam is not None and trained is not None:
@@ -85,6 +87,7 @@ def export_workdir(
     step: int | None = None,
     dtype: str | None = None,
     certified: bool = True,
+    name: str | None = None,
 ) -> int:
     """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
 
@@ -115,6 +118,7 @@ def export_workdir(
         max_shard_size=config.export.max_shard_size,
         facts=facts,
         exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
+        name=name,
     )
     return found
 
@@ -127,6 +131,7 @@ def export_model(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     certified: bool = True,
+    name: str | None = None,
 ) -> None:
     """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype.
 
@@ -142,4 +147,5 @@ def export_model(
         max_shard_size=max_shard_size,
         facts={"rewritten from": source},
         exam=make_exam(base) if certified else None,
+        name=name,
     )

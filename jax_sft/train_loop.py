@@ -10,6 +10,7 @@ import fcntl
 import logging
 import math
 import pathlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,6 +33,7 @@ from jax_sft.export import training_facts, write_export
 from jax_sft.generate import Sampling
 from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_configured, load_params
+from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
 from jax_sft.metrics import Metrics
@@ -112,7 +114,7 @@ def _train(config: RunConfig, workdir: pathlib.Path, command: str, signals: Sign
 
 def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals: Signals, started: float) -> Outcome:
     check_shard_size(config.export.max_shard_size)
-    _first_process_does(lambda: check_destination(workdir / "export"), what="what the first process checks first")
+    _first_process_does(lambda: _check_ends(config, workdir), what="what the first process checks first")
     mesh = make_mesh(config.mesh)
     base = load_configured(config.model, seed=config.seed)
     for name, value in dropouts(base.hf_config).items():
@@ -186,7 +188,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             return _steps(run, state, metrics, rows, start_step, progress, signals, started)
 
 
-def _first_process_does(check: Callable[[], None], *, what: str) -> None:
+def _first_process_does(check: Callable[[], Any], *, what: str) -> None:
     """Let process 0 check, and all processes stop if it fails: the others would wait for it in vain.
 
     Raises:
@@ -202,6 +204,13 @@ def _first_process_does(check: Callable[[], None], *, what: str) -> None:
         raise failure or ValueError(f"process {jax.process_index()}: {what} failed; see the message of process 0")
     if failure is not None:
         raise failure
+
+
+def _check_ends(config: RunConfig, workdir: pathlib.Path) -> None:
+    """What the end of the run needs is there before its beginning."""
+    check_destination(workdir / "export")
+    if config.export.push_to is not None:
+        check_push(config.export.push_to)
 
 
 @contextlib.contextmanager
@@ -393,6 +402,7 @@ def _steps(
     if start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
     jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
+    name, private = config.export.push_to, config.export.push_private
     export = write_export(
         run.base,
         state.params,
@@ -401,7 +411,12 @@ def _steps(
         max_shard_size=config.export.max_shard_size,
         facts=training_facts(config, total, progress.before, progress.after),
         exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
+        name=name,
     )
+    if name is not None:
+        again = ["jax-sft", "export", "--workdir", run.workdir, "--out", export, "--push-to-hub", name]
+        again = shlex.join([*map(str, again), *(["--private"] if private else [])])
+        _first_process_does(lambda: push(export, name, private=private, again=again), what="the push to the hub")
     return Outcome(True, done, run.workdir, export, progress.before, progress.after)
 
 

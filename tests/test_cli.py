@@ -423,3 +423,34 @@ def test_an_address_that_is_none_is_one_sentence(monkeypatch, address: str):
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     with pytest.raises(ValueError, match=f"JAX_COORDINATOR_ADDRESS = '{address}' must be host:port"):
         cli._start_distributed()
+
+
+def test_a_push_that_fails_keeps_the_export(place, tmp_path, capsys, monkeypatch):
+    asked = {}
+
+    def refuse(folder, name, **options):
+        asked.update(options, folder=folder, name=name)
+        raise ValueError(f"push to {name}: no")
+
+    monkeypatch.setattr("jax_sft.hf.push.check_push", lambda name: None)
+    monkeypatch.setattr("jax_sft.hf.push.push", refuse)
+    monkeypatch.setattr(sys, "argv", ["x", "export", "--out", "a b"])
+    out = tmp_path / "out"
+    words = ["export", "--model", place / "model", "--out", out, "--push-to-hub", "org/name", "--private"]
+    assert fails(capsys, *words) == "jax-sft: push to org/name: no\n"
+    assert asked == {"folder": out, "name": "org/name", "private": True, "again": "jax-sft export --out 'a b'"}
+    assert (out / "model.safetensors").is_file()
+    assert 'from_pretrained("org/name")' in (out / "README.md").read_text()
+    monkeypatch.setattr("jax_sft.hf.push.push", lambda *_, **__: "https://hub/org/name")
+    assert cli.main([str(w) for w in words]) == 0
+    assert capsys.readouterr().out.endswith("pushed to https://hub/org/name\n")
+
+
+def test_a_push_that_cannot_be_is_refused_before_the_export(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jax_sft.export.export_model", lambda *_, **__: pytest.fail("exported"))
+    words = ["export", "--model", place / "model", "--out", tmp_path / "out"]
+    assert "HF_HUB_OFFLINE switches the hub off" in fails(capsys, *words, "--push-to-hub", "org/name")
+    assert "'name' is no name of the hub; write org/name, or user/name" in fails(
+        capsys, *words, "--push-to-hub", "name"
+    )
+    assert "--private belongs to --push-to-hub" in fails(capsys, *words, "--private")

@@ -260,3 +260,18 @@ def test_how_new_rows_start_is_one_of_three_and_needs_new_tokens():
         problems(good(), ["model.new_rows=zeros"])
     )
     assert configs.from_config_dict(good(), ["model.new_tokens=<|new|>", "model.new_rows=sample"])
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "org/name/more", "org/na--me", "org/name.git", "/name", "org/näme", "-org/n", ""]
+)
+def test_what_the_hub_takes_for_no_name_is_refused_at_the_door(name):
+    assert f"export.push_to = {name!r} is no name of the hub; write org/name" in problems(
+        good(), [f"export.push_to={name}"]
+    )
+
+
+def test_a_name_of_the_hub_is_taken_and_private_needs_one():
+    run = configs.from_config_dict(good(), ["export.push_to=My-org_1/model.v2", "export.push_private=true"])
+    assert (run.export.push_to, run.export.push_private) == ("My-org_1/model.v2", True)
+    assert "export.push_private belongs to export.push_to" in problems(good(), ["export.push_private=true"])

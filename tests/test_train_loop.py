@@ -320,6 +320,24 @@ def test_a_foreign_export_folder_and_a_bad_shard_size_are_refused_before_trainin
     assert not (tmp_path / "w" / "manifest.json").exists()
 
 
+def test_a_run_ends_with_the_push_that_its_config_names_and_says_at_its_start_if_it_cannot(
+    folder, tmp_path, monkeypatch
+):
+    config = run_config(folder, "train.steps=1", "export.push_to=org/name", "export.push_private=true")
+    with pytest.raises(ValueError, match="push to org/name: HF_HUB_OFFLINE switches the hub off"):
+        train(config, tmp_path / "a run", command="test")
+    assert not (tmp_path / "a run" / "checkpoints").exists()
+    asked = []
+    monkeypatch.setattr("jax_sft.train_loop.check_push", lambda name: None)
+    monkeypatch.setattr("jax_sft.train_loop.push", lambda *given, **options: asked.append((*given, options)))
+    outcome = train(config, tmp_path / "a run", command="test")
+    again = (
+        f"jax-sft export --workdir '{tmp_path}/a run' --out '{tmp_path}/a run/export' --push-to-hub org/name --private"
+    )
+    assert asked == [(outcome.export, "org/name", {"private": True, "again": again})]
+    assert (tmp_path / "a run" / "export" / "config.json").is_file()
+
+
 def test_dropped_rows_are_named_in_the_log_and_counted_in_the_manifest(folder, tmp_path, caplog):
     data = write_conversations(tmp_path / "some.jsonl", 8)
     with data.open("a") as file:

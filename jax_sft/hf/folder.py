@@ -15,6 +15,9 @@ from huggingface_hub import errors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 INDEX = "model.safetensors.index.json"
+MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
+# What a request to the hub raises: httpx's errors, the hub's and the cache's, hf_xet's.
+HUB_ERRORS = (errors.HTTPError, OSError, RuntimeError)  # pyright: ignore[reportPrivateImportUsage]
 _SAMPLE_BYTES = 64 * 2**10
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
@@ -108,11 +111,15 @@ def _download(hub_id: str, revision: str | None, weights: bool) -> pathlib.Path:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{place}the hub has no such revision; name a branch, tag or commit") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+    except HUB_ERRORS as error:
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            raise ValueError(
+                f"{place}the hub does not accept the token; run `hf auth login`, or set HF_TOKEN anew"
+            ) from error
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(
             f"{place}is no folder here, is not in the hub's cache, and cannot be downloaded ({type(error).__name__}: "
-            f"{reason}); name a local folder, or go online once{near}"
+            f"{reason}); name a local folder, or try again online{near}"
         ) from error
     return pathlib.Path(folder)
 

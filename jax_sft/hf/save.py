@@ -28,13 +28,12 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from tqdm import tqdm
 
 from jax_sft.hf import card, names, tensorfile
-from jax_sft.hf.folder import INDEX
+from jax_sft.hf.folder import INDEX, MARK
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
 from jax_sft.model.families import with_both_rope_spellings
 
-MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
 CERTIFICATE = "CERTIFICATE.json"  # added to the folder when it has been read back
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
@@ -67,6 +66,7 @@ def save_model(
     dtype: str,
     max_shard_size: str | int,
     facts: Mapping[str, Any],
+    name: str | None = None,
     source: pathlib.Path | None = None,
 ) -> list[pathlib.Path]:
     """Write the folder `out`; all processes of a run call it, process 0 writes.
@@ -85,6 +85,7 @@ def save_model(
         dtype: float32, bfloat16 or float16.
         max_shard_size: of one safetensors file, like "5GB".
         facts: what the model card tells of the training.
+        name: what the model card calls the model; None: as the folder.
         source: the local folder or file that the model was read from, which is never written to.
 
     Returns:
@@ -114,7 +115,7 @@ def save_model(
                 _write_weights(folder, files, index, tensors, np.dtype(dtype))
                 save_tokenizer(folder, tokenizer, chat_template=chat_template, pad_id=pad_id)
                 _write_json(folder / "generation_config.json", generation)
-                (folder / "README.md").write_text(card.text(out.name, facts), encoding="utf-8")
+                (folder / "README.md").write_text(card.text(name or out.name, facts), encoding="utf-8")
                 written = sorted([*(p.name for p in folder.iterdir()), MARK, "config.json"])
                 _write_json(folder / MARK, {"facts": dict(facts), "files": [*written, CERTIFICATE]})
                 _write_json(folder / "config.json", _config_json(hf_config, config, generation, dtype))
