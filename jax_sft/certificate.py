@@ -35,9 +35,8 @@ from jax_sft.data.formats import read_conversations
 from jax_sft.evaluate.answers import Messages, answer
 from jax_sft.generate import Sampling
 from jax_sft.hf.by_transformers import read_by_transformers, why_not_here
-from jax_sft.hf.folder import weight_files
+from jax_sft.hf.folder import CERTIFICATE, weight_files
 from jax_sft.hf.load import Pretrained, load_params, load_pretrained
-from jax_sft.hf.save import CERTIFICATE
 from jax_sft.model.decoder import build
 
 _log = logging.getLogger(__name__)

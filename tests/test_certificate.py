@@ -13,8 +13,8 @@ from jax_sft.certificate import make_exam
 from jax_sft.config import MeshConfig
 from jax_sft.export import export_model, export_workdir, write_export
 from jax_sft.hf import by_transformers
+from jax_sft.hf.folder import CERTIFICATE
 from jax_sft.hf.load import load_model
-from jax_sft.hf.save import CERTIFICATE
 from jax_sft.sharding import make_mesh
 from jax_sft.train_loop import train
 from tests.tiny import run_config, write_model

@@ -15,6 +15,7 @@ from huggingface_hub import errors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 INDEX = "model.safetensors.index.json"
+CERTIFICATE = "CERTIFICATE.json"  # of an export that has been read back
 MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
 # What a request to the hub raises: httpx's errors, the hub's and the cache's, hf_xet's.
 HUB_ERRORS = (errors.HTTPError, OSError, RuntimeError)  # pyright: ignore[reportPrivateImportUsage]
@@ -59,20 +60,36 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         ValueError: the index names files that are not there, or cannot be read.
     """
-    index = folder / INDEX
-    if not index.is_file():
-        return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(("consolidated", "adapter_")))
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: is not an index of safetensors ({error}); copy or download it again") from error
+    where = tensors_by_index(folder)
+    if where is None:
+        files = (p for p in folder.glob("*.safetensors") if p.is_file())
+        return sorted(p for p in files if not p.name.startswith(("consolidated", "adapter_")))
+    names = sorted(set(where.values()))
     gone = [name for name in names if not (folder / name).is_file()]
     if gone:
         raise ValueError(
-            f"{folder}: {index.name} names {len(names)} files and {len(gone)} are missing ({', '.join(gone[:5])}"
+            f"{folder}: {INDEX} names {len(names)} files and {len(gone)} are missing ({', '.join(gone[:5])}"
             f"{', ...' if len(gone) > 5 else ''}); copy or download the rest of the model"
         )
     return [folder / name for name in names]
+
+
+def tensors_by_index(folder: pathlib.Path) -> dict[str, str] | None:
+    """The file of each tensor, as the index says; None where there is no index.
+
+    Raises:
+        ValueError: the index cannot be read, or names nothing.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not where or not all(isinstance(file, str) for file in where.values()):
+            raise ValueError("its weight_map does not give each tensor a file")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index}: is not an index of safetensors ({error}); copy or download it again") from error
+    return where
 
 
 def weights_sample(path: pathlib.Path) -> str:

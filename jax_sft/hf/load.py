@@ -26,7 +26,7 @@ from jax_sft.config import TEMPLATES, ModelSource, NewRowsStart
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
 from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
-from jax_sft.hf.folder import resolve, weight_files
+from jax_sft.hf.folder import INDEX, resolve, tensors_by_index, weight_files
 from jax_sft.hf.gguf_tokenizer import rebuild_tokenizer
 from jax_sft.hf.new_rows import NewRows, read_table
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
@@ -138,6 +138,8 @@ def load_pretrained(
         tokenizer = rebuild_tokenizer(file)
     else:
         hf_config = _read_json(path / "config.json")
+        if hf_config.get("model_type") is None:
+            raise ValueError(f"{path / 'config.json'}: names no model_type; copy or download it again")
         has_generation = (path / "generation_config.json").is_file()
         generation_config = _read_json(path / "generation_config.json") if has_generation else {}
         tokenizer = load_tokenizer(path)
@@ -284,15 +286,30 @@ def _stored_tensors(base: Pretrained) -> Mapping[str, StoredTensor]:
     path = base.path
     if path.suffix == ".gguf":
         return gguf.read(path).tensors()
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, tensorfile.Entry] = {}
     for file in weight_files(path):
         for name, entry in tensorfile.read_header(file).items():
             if name in stored:
-                raise ValueError(f"{path}: {name} is in two files, one of them {file.name}; remove the copy")
+                raise ValueError(
+                    f"{path}: {name} is in two files, {stored[name].file.name} and {file.name}; remove the copy"
+                )
             stored[name] = entry
-    stored = {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
+    _check_index(path, stored)
+    plain = {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
     # Of quantised files, families.py lets none through but these.
-    return mxfp4.joined(stored) if base.hf_config.get("quantization_config") else stored
+    return mxfp4.joined(plain) if base.hf_config.get("quantization_config") else plain
+
+
+def _check_index(path: pathlib.Path, stored: Mapping[str, tensorfile.Entry]) -> None:
+    """Every tensor that the index names is there; a tied head may be named all the same."""
+    there = {*stored, names.HEAD}
+    lost = names.folded([name for name in tensors_by_index(path) or () if name not in there])
+    if lost:
+        lines = "\n".join(f"  {name}" for name in lost)
+        raise ValueError(
+            f"{path}: {INDEX} names tensors that are in none of its files; copy or download the index and the files of "
+            f"one model:\n{lines}"
+        )
 
 
 def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:
@@ -341,11 +358,12 @@ def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], con
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
     if not isinstance(said, dict):
         raise ValueError(
-            f"{path}: holds a JSON {type(said).__name__}, not an object {{...}}; copy or download it again"
+            f"{path}: holds a JSON {'null' if said is None else type(said).__name__}, not an object {{...}}; copy or "
+            "download it again"
         )
     return said
 

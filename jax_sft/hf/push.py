@@ -11,7 +11,7 @@ import pathlib
 import huggingface_hub
 from huggingface_hub import constants
 
-from jax_sft.hf.folder import HUB_ERRORS, MARK
+from jax_sft.hf.folder import CERTIFICATE, HUB_ERRORS, MARK
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def push(folder: pathlib.Path, name: str, *, private: bool, again: str) -> str:
     """Upload an export in one commit; a reader there sees the old model or the new one, never half of each.
 
     Args:
-        folder: a whole export; all of it goes except the list of files that marks it as ours on this disk.
+        folder: a whole export; all of it goes except the certificate and the list of files that marks it as ours.
         name: "org/name"; it is made if it is not there.
         private: nobody else may see it; a model that is public already is left alone.
         again: the command that tries this again.
@@ -58,7 +58,7 @@ def push(folder: pathlib.Path, name: str, *, private: bool, again: str) -> str:
                 repo_id=name,
                 folder_path=folder,
                 commit_message="Export of jax-sft",
-                ignore_patterns=[MARK],
+                ignore_patterns=[MARK, CERTIFICATE],  # it may quote a prompt of the data
                 delete_patterns=_REPLACED,
             )
     except (*HUB_ERRORS, ValueError) as error:  # a ValueError: of the card or the name

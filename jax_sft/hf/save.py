@@ -28,13 +28,12 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from tqdm import tqdm
 
 from jax_sft.hf import card, names, tensorfile
-from jax_sft.hf.folder import INDEX, MARK
+from jax_sft.hf.folder import CERTIFICATE, INDEX, MARK
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
 from jax_sft.model.families import with_both_rope_spellings
 
-CERTIFICATE = "CERTIFICATE.json"  # added to the folder when it has been read back
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
 _PAD_TOKENS = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "[PAD]")

@@ -11,6 +11,7 @@ import math
 import pathlib
 import struct
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -46,26 +47,45 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
     """What lies in a file.
 
     Raises:
-        ValueError: it is not a safetensors file, or is cut short.
+        ValueError: it is not a safetensors file, is cut short, or is a pointer that git-lfs left in its place.
     """
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if start == b"version ":  # https://git-lfs.github.com/spec/v1
+            raise ValueError(f"{path}: is a pointer of git-lfs, not the weights; run `git lfs pull` there")
+        try:
+            return _entries(path, start, file)
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = f"its header is none of this format: {type(error).__name__}: {error}"
+    raise ValueError(f"{path}: is damaged or cut short ({reason}); copy or download it again")
+
+
+def _entries(path: pathlib.Path, start: bytes, file: BinaryIO) -> dict[str, Entry]:
+    """What the header says, which must fit the file and itself, as the format asks: no gap and no overlap."""
     size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size - 8:
-                raise ValueError(f"its header should have {length} bytes")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        entries = {
-            name: Entry(path, e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
-            for name, e in header.items()
-        }
-        end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
-        if end != size:
-            raise ValueError(f"it has {size} bytes and should have {end}")
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ValueError(f"{path}: is damaged or cut short ({error}); copy or download it again") from error
-    return entries
+    length = int.from_bytes(start, "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"it has {size} bytes and should have a header of {length if size >= 8 else 8}")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    header.pop("__metadata__", None)
+    end = 0
+    for name, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        (first, after), shape, dtype = said["data_offsets"], said["shape"], said["dtype"]
+        if first != end:
+            raise ValueError(f"{name} should start at byte {end} of the data and starts at {first}")
+        if dtype in DTYPES and after - first != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise ValueError(f"{name} has {after - first} bytes, which is no {dtype} of shape {shape}")
+        end = after
+    if 8 + length + end != size:
+        raise ValueError(f"it has {size} bytes and should have {8 + length + end}")
+    return {
+        name: Entry(path, said["dtype"], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
+        for name, said in header.items()
+    }
 
 
 def write(

@@ -14,6 +14,13 @@ from jax_sft.hf import gguf
 from jax_sft.hf.folder import resolve
 from jax_sft.hf.gguf_tokenizer import rebuild_tokenizer
 
+# What a tokenizer's vocabulary may lie in, and the texts beside it.
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+_TEXTS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    "chat_template.jinja",
+)
+
 
 def load_tokenizer(source: str | pathlib.Path, *, revision: str | None = None) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a folder, a hub id or a .gguf file.
@@ -25,20 +32,38 @@ def load_tokenizer(source: str | pathlib.Path, *, revision: str | None = None) -
     if path.suffix == ".gguf":
         return rebuild_tokenizer(gguf.read(path))
     has_file = (path / "tokenizer.json").is_file()
+    if not any(any(path.glob(name)) for name in _VOCABULARIES):
+        raise ValueError(f"{source}: has no tokenizer.json; copy the tokenizer's files of its base model there")
     # AutoTokenizer follows `tokenizer_class`, and transformers 5 then rebuilds a default of that class instead of what
     # tokenizer.json says: SmolLM2 (GPT2Tokenizer) silently lost its digit-by-digit cutting. The file is the truth.
     reader = PreTrainedTokenizerFast if has_file else AutoTokenizer
     try:
         tokenizer = reader.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise a bare Exception for a broken file
-        found = "a tokenizer.json that cannot be read" if has_file else "no tokenizer.json"
+        broken = _broken(path)
+        found = f"a {broken or 'tokenizer.json'} that cannot be read" if broken or has_file else "no tokenizer.json"
         first_line = str(error).strip().splitlines()[0][:200]
         raise ValueError(
-            f"{source}: has {found} ({type(error).__name__}: {first_line}); copy those of its base model there"
+            f"{source}: has {found} ({type(error).__name__}: {first_line}); copy the tokenizer's files of its base "
+            "model there"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{source}: has only a slow tokenizer, without offsets; save a tokenizer.json beside it")
     return tokenizer
+
+
+def _broken(path: pathlib.Path) -> str | None:
+    """The first of a tokenizer's files that is not what its name says."""
+    for name in _TEXTS:
+        try:
+            text = (path / name).read_text(encoding="utf-8")
+            if name.endswith(".json") and not isinstance(json.loads(text), dict):
+                return name
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            return name
+    return None
 
 
 def template_text(tokenizer: Any) -> str | None:
