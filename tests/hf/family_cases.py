@@ -9,12 +9,14 @@ import pathlib
 import tempfile
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jax_sft.hf import names
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.families import FAMILIES, read_model_config
+from tests.hf.models import tiny_tokenizer
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden" / "family_logits.npz"
 TOKENS = 40
@@ -203,6 +205,21 @@ def state_dict_of(config: ModelConfig, params: dict[str, Any]) -> dict[str, np.n
         for place, name in rule.names.items():
             parts.setdefault(name, []).append((rule, array[(*place, ...)]))
     return {name: names.file_tensor(held) for name, held in parts.items()}
+
+
+def write_family(folder: pathlib.Path, case: str) -> dict[str, np.ndarray]:
+    """A folder of bfloat16 weights, in which each tensor starts with -0.0, and the tiny tokenizer; its weights."""
+    config = config_of(case)
+    state = {name: x.astype(ml_dtypes.bfloat16) for name, x in state_dict_of(config, params_of(config)).items()}
+    for x in state.values():
+        x.reshape(-1)[0] = -0.0
+    tables = [names.EMBED] + ([] if config.tied_head else [names.HEAD])
+    state |= {name: np.resize(state[name], (320, config.width)) for name in tables}  # what the tokenizer needs
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hf_config(case) | {"vocab_size": 320}))
+    tiny_tokenizer().save_pretrained(folder)
+    save_file(state, folder / "model.safetensors")
+    return state
 
 
 def transformers_model(case: str) -> Any:

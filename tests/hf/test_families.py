@@ -6,21 +6,29 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jax_sft.config import MeshConfig
-from jax_sft.hf import names
 from jax_sft.hf.load import load_model
 from jax_sft.hf.save import save_model
 from jax_sft.loss import loss_and_tally
 from jax_sft.model.decoder import build
 from jax_sft.sharding import make_mesh
 from tests.hf import family_cases
-from tests.hf.family_cases import BASES, CASES, GOLDEN, config_of, hf_config, params_of, state_dict_of, tokens_of
+from tests.hf.family_cases import (
+    BASES,
+    CASES,
+    GOLDEN,
+    config_of,
+    hf_config,
+    params_of,
+    state_dict_of,
+    tokens_of,
+    write_family,
+)
 from tests.hf.models import tiny_tokenizer
 
 
@@ -116,17 +124,7 @@ def test_prefill_and_decode_equal_the_whole_text(case):
 )
 def test_import_then_export_is_equal_byte_for_byte(case, sizes, tmp_path: pathlib.Path):
     """In bfloat16, down to the sign of a zero; also through a mesh of eight devices."""
-    config = config_of(case)
-    state = {name: x.astype(ml_dtypes.bfloat16) for name, x in state_dict_of(config, params_of(config)).items()}
-    hf = hf_config(case) | {"vocab_size": 320}
-    for x in state.values():
-        x.reshape(-1)[0] = -0.0
-    tables = [names.EMBED] + ([] if config.tied_head else [names.HEAD])
-    state |= {name: np.resize(state[name], (320, config.width)) for name in tables}
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "config.json").write_text(json.dumps(hf))
-    tiny_tokenizer().save_pretrained(tmp_path / "in")
-    save_file(state, tmp_path / "in" / "model.safetensors")
+    state = write_family(tmp_path / "in", case)
     fsdp, expert, tensor = sizes
     mesh = make_mesh(MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor), jax.devices()[: np.prod(sizes)])
     base = load_model(tmp_path / "in", mesh=mesh)

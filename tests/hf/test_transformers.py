@@ -11,6 +11,7 @@ from jax_sft.config import MeshConfig
 from jax_sft.hf.load import Pretrained, load_model
 from jax_sft.model.decoder import random_params
 from jax_sft.sharding import make_mesh
+from tests.hf.family_cases import write_family
 from tests.hf.logits import assert_close, our_logits
 from tests.hf.models import TINY, tiny_tokenizer, write_folder
 from tests.hf.test_save import export
@@ -51,6 +52,25 @@ def test_the_exported_model_gives_the_same_logits(tmp_path: pathlib.Path, config
     assert_close(ours, their_logits(base, tokens_BT))
     assert_close(ours, their_logits(again, tokens_BT))
     assert again.dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", ["qwen3", "gemma3_text", "phi3", "gpt_oss"])
+def test_an_exported_family_loads_whole_keeps_its_template_and_stops_where_it_was_trained_to(tmp_path, case):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_family(tmp_path / "in", case)
+    model = load_model(tmp_path / "in")
+    tokens = np.arange(5, 10)[None]  # none of which generate takes for padding
+    first = int(our_logits(model, tokens)[0, -1].argmax())
+    export(model, tmp_path / "out", stop_ids=(first,), dtype="float32")
+    again, info = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), output_loading_info=True)
+    assert not any(info.values()), info
+    assert_close(our_logits(model, tokens), their_logits(again, tokens))
+    made = again.generate(torch.tensor(tokens), max_new_tokens=10, do_sample=False)
+    assert made.tolist() == [[*range(5, 10), first]]
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    said = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(said, tokenize=False) == "<|im_start|>user\nhi<|im_end|>\n"
 
 
 def test_what_transformers_saves_we_load(tmp_path: pathlib.Path, tokens_BT: np.ndarray):
