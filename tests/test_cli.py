@@ -277,13 +277,15 @@ def test_a_chat_goes_on_without_a_message_that_cannot_be_encoded(place, capsys, 
 
 def test_export_of_a_workdir_equals_the_export_at_its_end(workdir, tmp_path):
     out = tmp_path / "again"
-    assert cli.main(["export", "--workdir", str(workdir), "--out", str(out)]) == 0
+    assert cli.main(["export", "--workdir", str(workdir), "--out", str(out), "--no-certificate"]) == 0
+    assert not (out / "CERTIFICATE.json").exists()
     assert (out / "model.safetensors").read_bytes() == (workdir / "export" / "model.safetensors").read_bytes()
 
 
 def test_export_rewrites_a_model_in_another_dtype(place, tmp_path):
     out = tmp_path / "half"
-    assert cli.main(["export", "--model", str(place / "model"), "--out", str(out), "--dtype", "float16"]) == 0
+    words = ["export", "--model", str(place / "model"), "--out", str(out), "--dtype", "float16"]
+    assert cli.main([*words, "--no-certificate"]) == 0
     assert json.loads((out / "config.json").read_text()).get("dtype", "float16") == "float16"
 
 
@@ -436,7 +438,17 @@ def test_a_push_that_fails_keeps_the_export(place, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("jax_sft.hf.push.push", refuse)
     monkeypatch.setattr(sys, "argv", ["x", "export", "--out", "a b"])
     out = tmp_path / "out"
-    words = ["export", "--model", place / "model", "--out", out, "--push-to-hub", "org/name", "--private"]
+    words = [
+        "export",
+        "--model",
+        place / "model",
+        "--out",
+        out,
+        "--push-to-hub",
+        "org/name",
+        "--private",
+        "--no-certificate",
+    ]
     assert fails(capsys, *words) == "jax-sft: push to org/name: no\n"
     assert asked == {"folder": out, "name": "org/name", "private": True, "again": "jax-sft export --out 'a b'"}
     assert (out / "model.safetensors").is_file()
