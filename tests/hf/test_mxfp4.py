@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jax_sft.config import MeshConfig
 from jax_sft.hf import mxfp4, names, tensorfile
 from jax_sft.hf.load import load_model
 from jax_sft.hf.save import save_model
 from jax_sft.model.families import read_model_config
+from jax_sft.sharding import make_mesh
 from tests.hf.family_cases import hf_config, params_of, state_dict_of
 from tests.hf.models import tiny_tokenizer
 
@@ -102,12 +104,13 @@ def write_quantised(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return state
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])  # fsdp cuts 64 into quarters, which are half blocks
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (4, 1, 2), (2, 2, 2)]
+)  # fsdp cuts 64 into quarters, which are half blocks
 def test_a_quantised_model_is_exported_in_plain_numbers(sizes, tmp_path: pathlib.Path):
     state = write_quantised(tmp_path / "in")
-    mesh = jax.make_mesh(
-        sizes, ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[: np.prod(sizes)]
-    )
+    fsdp, expert, tensor = sizes
+    mesh = make_mesh(MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor), jax.devices()[: np.prod(sizes)])
     base = load_model(tmp_path / "in", mesh=mesh)
     assert base.params is not None
     save_model(
