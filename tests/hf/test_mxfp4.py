@@ -106,7 +106,7 @@ def write_quantised(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     "sizes", [(1, 1, 1), (4, 1, 2), (2, 2, 2)]
-)  # fsdp cuts 64 into quarters, which are half blocks
+)  # fsdp cuts into half blocks
 def test_a_quantised_model_is_exported_in_plain_numbers(sizes, tmp_path: pathlib.Path):
     state = write_quantised(tmp_path / "in")
     fsdp, expert, tensor = sizes
