@@ -276,7 +276,8 @@ def _own_template(tokenizer: Any) -> str | None:
         if "default" not in template:
             names = ", ".join(map(repr, template))
             raise DataError(
-                f"the tokenizer has chat templates {names} and no default; set model.chat_template to one of them"
+                f"the tokenizer has chat templates {names} and no default; write one of them to a "
+                "file, and set model.chat_template to that"
             )
         return template["default"]
     return template

@@ -27,7 +27,6 @@ from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import named_template
 from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
 from jax_sft.hf.folder import INDEX, resolve, tensors_by_index, weight_files
-from jax_sft.hf.gguf_tokenizer import rebuild_tokenizer
 from jax_sft.hf.new_rows import NewRows, read_table
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
@@ -135,19 +134,17 @@ def load_pretrained(
     if path.suffix == ".gguf":
         file = gguf.read(path)
         hf_config, generation_config = gguf.hf_config(file), gguf.generation_config(file)
-        tokenizer = rebuild_tokenizer(file)
     else:
         hf_config = _read_json(path / "config.json")
         if hf_config.get("model_type") is None:
             raise ValueError(f"{path / 'config.json'}: names no model_type; copy or download it again")
         has_generation = (path / "generation_config.json").is_file()
         generation_config = _read_json(path / "generation_config.json") if has_generation else {}
-        tokenizer = load_tokenizer(path)
     try:
         config = read_model_config(hf_config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    _check_vocabulary(source, tokenizer, config.vocab_size)
+    tokenizer = load_tokenizer(path, vocab_size=config.vocab_size)
     stored_vocab_size, new_ids = config.vocab_size, _added(tokenizer, new_tokens)
     vocab_size = max(stored_vocab_size, *(i + 1 for i in new_ids), 0)
     vocab_rows = -(-vocab_size // vocab_multiple) * vocab_multiple
@@ -357,7 +354,7 @@ def _check_tied_head(path: pathlib.Path, stored: Mapping[str, StoredTensor], con
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
     if not isinstance(said, dict):
@@ -380,16 +377,6 @@ def _given_template(given: str | pathlib.Path, tokenizer: PreTrainedTokenizerFas
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"model.chat_template: {path} cannot be read ({error}); save it as UTF-8 text") from error
-
-
-def _check_vocabulary(source: str | pathlib.Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
-    """A model may have more embeddings than its tokenizer has tokens, never fewer."""
-    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if last >= vocab_size:
-        raise ValueError(
-            f"{source}: the tokenizer's largest id is {last} ({token!r}), and the model's vocab_size = {vocab_size} "
-            f"ends at {vocab_size - 1}; take both from one model, or remove the added tokens from the tokenizer's files"
-        )
 
 
 def _special_ids(place: str, said: Mapping[str, Any], vocab_size: int) -> list[int]:

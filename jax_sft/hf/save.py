@@ -104,7 +104,7 @@ def save_model(
         raise ValueError(f"export to {out}: stop ids: {said}; a model without them never ends an answer")
     files, index = _plan(params, config, np.dtype(dtype), max_shard_size)
     tensors = _fetched(files, np.dtype(dtype))
-    pad_id = _pad_id(tokenizer, generation_config, hf_config, stop_ids)
+    pad_id = _pad_id(tokenizer, generation_config, hf_config, stop_ids, config.vocab_size)
     generation = _generation_config(generation_config, tokenizer, stop_ids, pad_id)
     written: list[str] = []
     failure: Exception | None = None
@@ -315,13 +315,17 @@ def _check_place(out: pathlib.Path, source: pathlib.Path | None) -> None:
 
 
 def _pad_id(
-    tokenizer: Any, generation_config: Mapping[str, Any], hf_config: Mapping[str, Any], stop_ids: Sequence[int]
+    tokenizer: Any,
+    generation_config: Mapping[str, Any],
+    hf_config: Mapping[str, Any],
+    stop_ids: Sequence[int],
+    vocab_size: int,
 ) -> int | None:
     """A token to pad with that does not stop: the source's own, or one of its vocabulary that stands for nothing."""
     said = [generation_config.get("pad_token_id"), tokenizer.pad_token_id, hf_config.get("pad_token_id")]
     vocabulary = tokenizer.get_vocab()
     known = [tokenizer.unk_token_id, *(vocabulary.get(token) for token in _PAD_TOKENS)]
-    return next((i for i in [*said, *known] if i is not None and i >= 0 and i not in stop_ids), None)
+    return next((i for i in [*said, *known] if i is not None and 0 <= i < vocab_size and i not in stop_ids), None)
 
 
 def _generation_config(

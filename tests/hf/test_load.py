@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from safetensors.numpy import save_file
+from tokenizers import AddedToken
 
 from jax_sft.config import MeshConfig
 from jax_sft.export import write_export
-from jax_sft.hf.load import load_model, load_params, load_pretrained
+from jax_sft.hf.load import Pretrained, load_model, load_params, load_pretrained
 from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import make_mesh, shard_params
 from tests.hf.models import CHATML, TINY, reference, tensors, write_folder
@@ -186,17 +188,45 @@ def test_a_field_of_a_wrong_type_names_the_folder_and_the_file(tmp_path: pathlib
         load_pretrained(tmp_path / "m")
 
 
-def test_a_tokenizer_may_have_fewer_tokens_than_the_model_but_not_more(tmp_path: pathlib.Path):
-    write_folder(tmp_path / "m")
-    base = load_pretrained(tmp_path / "m")
+def with_tokens_beyond(folder: pathlib.Path, **changes: Any) -> Pretrained:
+    """The tiny folder, and a tokenizer with three tokens more than the model has embeddings."""
+    write_folder(folder)
+    base = load_pretrained(folder)
     last = max(base.tokenizer.get_vocab().values())
     assert last < base.config.vocab_size - 1
-    base.tokenizer.add_tokens([f"<extra_{i}>" for i in range(base.config.vocab_size - last)])
-    base.tokenizer.save_pretrained(str(tmp_path / "m"))
+    filling = [f"<fill_{i}>" for i in range(base.config.vocab_size - last - 1)]
+    base.tokenizer.add_tokens([*filling, AddedToken("<image>", special=True), "<beyond>"])
+    base.tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<audio>"]})
+    for name, value in changes.items():
+        setattr(base.tokenizer, name, value)
+    base.tokenizer.save_pretrained(str(folder))
+    return base
+
+
+def test_added_tokens_that_the_model_has_no_embedding_for_are_left_out(tmp_path: pathlib.Path, caplog):
+    base = with_tokens_beyond(tmp_path / "m", pad_token="<audio>")
+    loaded = load_pretrained(tmp_path / "m")
+    assert "the model has no embedding for '<image>', '<beyond>', '<audio>', which are left out" in caplog.text
+    vocabulary = loaded.tokenizer.get_vocab()
+    assert max(vocabulary.values()) == loaded.config.vocab_size - 1 and "<fill_0>" in vocabulary
+    assert loaded.tokenizer.pad_token is None and loaded.chat_template == base.chat_template
+    for text in ["The quick fox <fill_1> 2024", "<|im_start|>user\n你好<|im_end|>"]:
+        assert loaded.tokenizer(text).input_ids == base.tokenizer(text).input_ids
+    assert loaded.tokenizer.decode(loaded.tokenizer("a <image> b").input_ids) == "a <image> b"
+    export_again = load_model(tmp_path / "m")
+    write_export(
+        export_again, export_again.params, tmp_path / "out", dtype="float32", max_shard_size="5GB", facts={}, exam=None
+    )
+    assert load_pretrained(tmp_path / "out").tokenizer.get_vocab() == vocabulary
+
+
+@pytest.mark.parametrize("name", ["eos_token", "bos_token", "chat_template"])
+def test_a_token_without_embedding_that_is_needed_is_refused(tmp_path: pathlib.Path, name: str):
+    with_tokens_beyond(tmp_path / "m", **{name: "<beyond>"})
     with pytest.raises(
         ValueError,
-        match=r"/m: the tokenizer's largest id is 320 \('<extra_\d+>'\), and the model's vocab_size = 320 ends at 319; "
-        "take both from one model, or remove the added tokens",
+        match=r"/m: the tokenizer's largest id is 322 \('<audio>'\), and the model's vocab_size = 320 ends at 319; "
+        r"take both from one model, or remove the added tokens .*'<beyond>' is needed",
     ):
         load_pretrained(tmp_path / "m")
 

@@ -104,9 +104,7 @@ def write_quantised(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return state
 
 
-@pytest.mark.parametrize(
-    "sizes", [(1, 1, 1), (4, 1, 2), (2, 2, 2)]
-)  # fsdp cuts into half blocks
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 1, 2), (2, 2, 2)])  # fsdp cuts into half blocks
 def test_a_quantised_model_is_exported_in_plain_numbers(sizes, tmp_path: pathlib.Path):
     state = write_quantised(tmp_path / "in")
     fsdp, expert, tensor = sizes

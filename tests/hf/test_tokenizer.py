@@ -113,3 +113,25 @@ def test_no_torch_is_needed(tmp_path: pathlib.Path):
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "m"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "<|im_start|>user\nhi<|im_end|>\n\n"
+
+
+def test_a_sentencepiece_file_alone_says_what_is_needed(tmp_path: pathlib.Path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json, and no tokenizer_config\.json that names a class"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"needs sentencepiece; pip install sentencepiece, or write a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_a_class_s_making_is_told(tmp_path: pathlib.Path, caplog):
+    write_folder(tmp_path / "m")
+    held = json.loads((tmp_path / "m" / "tokenizer.json").read_text())["model"]
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    (tmp_path / "m" / "vocab.json").write_text(json.dumps(held["vocab"]))
+    (tmp_path / "m" / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in held["merges"]))
+    edit(tmp_path / "m" / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    load_tokenizer(tmp_path / "m")
+    assert "has no tokenizer.json; its tokenizer is what transformers makes of the class it names" in caplog.text
