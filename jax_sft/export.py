@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 
-from jax_sft.certificate import Exam, certify, examine, make_exam
+from jax_sft.certificate import certify
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import MeshConfig, RunConfig
 from jax_sft.evaluate.losses import Losses
+from jax_sft.exam import Exam, examine, make_exam
+from jax_sft.hf.folder import HUB_ID
 from jax_sft.hf.load import Pretrained, load_configured, load_model
 from jax_sft.hf.save import save_model
 from jax_sft.manifest import read_config
@@ -55,7 +57,7 @@ def write_export(
         name=name,
         source=base.path,
     )
-    if exam is not None and trained is not None:
+    if exam is not None:
         shardings = jax.tree.map(lambda x: x.sharding, params)
         jax.tree.map(lambda x: x.delete(), params)
         certify(out.expanduser().resolve(), base, exam, trained, shardings=shardings, dtype=dtype)
@@ -65,8 +67,8 @@ def write_export(
 def training_facts(config: RunConfig, total_steps: int, before: Losses | None, after: Losses | None) -> dict[str, Any]:
     """What the model card says of the training."""
     facts: dict[str, Any] = {
-        "base model": config.model.path,
-        "training data": ", ".join(config.data.train),
+        "base model": _public_name(config.model.path),
+        "training data": ", ".join(map(_public_name, config.data.train)),
         "steps": total_steps,
         "packed rows per step": config.train.batch_size,
         "row length": config.data.max_length,
@@ -78,6 +80,11 @@ def training_facts(config: RunConfig, total_steps: int, before: Losses | None, a
         facts["validation loss before"] = round(before.loss, 4)
         facts["validation loss after"] = round(after.loss, 4)
     return facts
+
+
+def _public_name(path: str) -> str:
+    """A hub id as it is; of a local path the last name, since a model card is for everybody."""
+    return path if HUB_ID.fullmatch(path) else pathlib.PurePath(path).name
 
 
 def export_workdir(
@@ -145,7 +152,7 @@ def export_model(
         out,
         dtype=dtype or stored,
         max_shard_size=max_shard_size,
-        facts={"rewritten from": source},
+        facts={"rewritten from": _public_name(source)},
         exam=make_exam(base) if certified else None,
         name=name,
     )

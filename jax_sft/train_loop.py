@@ -21,7 +21,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jax_sft.certificate import make_exam
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig
 from jax_sft.data.chat import ChatTemplate
@@ -29,6 +28,7 @@ from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
+from jax_sft.exam import make_exam
 from jax_sft.export import training_facts, write_export
 from jax_sft.generate import Sampling
 from jax_sft.hf.folder import weights_sample

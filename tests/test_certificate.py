@@ -3,21 +3,24 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jax_sft import certificate, export
-from jax_sft.certificate import make_exam
 from jax_sft.config import MeshConfig
+from jax_sft.exam import digests_of, make_exam
 from jax_sft.export import export_model, export_workdir, write_export
 from jax_sft.hf import by_transformers
 from jax_sft.hf.folder import CERTIFICATE
 from jax_sft.hf.load import load_model
 from jax_sft.sharding import make_mesh
 from jax_sft.train_loop import train
-from tests.tiny import run_config, write_model
+from tests.tiny import CHATML, run_config, write_model
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -108,6 +111,12 @@ def flip_a_weight(folder):
     (folder / "model.safetensors").write_bytes(held)
 
 
+def damage_a_row_a_little(folder):
+    held = load_file(folder / "model.safetensors")
+    held["model.embed_tokens.weight"][263] *= np.float32(1.001)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def change(name, key, value):
     def damage(folder):
         said = json.loads((folder / name).read_text())
@@ -119,7 +128,8 @@ def change(name, key, value):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (flip_a_weight, "logits read back differ by"),
+        (flip_a_weight, r"other bits were read back in .*; logits read back differ by"),
+        (damage_a_row_a_little, r"other bits were read back in embed_VD; logits"),
         (change("generation_config.json", "eos_token_id", [3]), r"the stop ids are \[3, .*trained were"),
         (change("config.json", "rms_norm_eps", 0.5), "config.json is read as norm_eps = 0.5, trained was 1e-05"),
         (lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"), "chat template is another one"),
@@ -145,21 +155,105 @@ def test_a_folder_that_does_not_hold_what_was_trained_fails_and_says_how(place, 
 )
 def test_what_transformers_finds_wrong_fails_the_certificate(place, tmp_path, monkeypatch, facts, shift, message):
     ours = {}
-    real = certificate._logits
+    real = certificate.logits_of
 
     def logits(base, params, exam):
-        ours["last"] = real(base, params, exam)
-        return ours["last"]
+        ours.setdefault("first", real(base, params, exam))
+        return real(base, params, exam)
 
     def reading(folder, rows, *, positions):
         told = {"version": "5", "torch": "2", "missing_keys": [], "unexpected_keys": []} | facts
-        return by_transformers.Reading([row + np.float32(shift) for row in ours["last"]], told)
+        return by_transformers.Reading([row + np.float32(shift) for row in ours["first"]], told)
 
     monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
-    monkeypatch.setattr(certificate, "_logits", logits)
+    monkeypatch.setattr(certificate, "logits_of", logits)
     monkeypatch.setattr(certificate, "read_by_transformers", reading)
     with pytest.raises(ValueError, match=message):
         export_model(str(place / "model"), tmp_path / "out", dtype="float32")
+
+
+def test_a_model_that_makes_much_of_little_is_compared_with_what_a_nudge_does(place, tmp_path, monkeypatch):
+    first = []
+
+    def reading(folder, rows, *, positions):
+        told = {"version": "5", "torch": "2", "missing_keys": [], "unexpected_keys": []}
+        return by_transformers.Reading([row + np.float32(0.5) for row in first[0]], told)
+
+    def logits(base, params, exam):
+        found = certificate_logits(base, params, exam)
+        first.append(found)
+        return found + np.float32(len(first) > 1)  # the nudge moves them by 1, and so more than transformers does
+
+    certificate_logits = certificate.logits_of
+    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+    monkeypatch.setattr(certificate, "logits_of", logits)
+    monkeypatch.setattr(certificate, "read_by_transformers", reading)
+    export_model(str(place / "model"), tmp_path / "out", dtype="float32")
+    said = read(tmp_path / "out")
+    assert said["verdict"] == "passed" and len(first) == 2
+    assert said["transformers"]["largest_difference"] == pytest.approx(0.5, abs=1e-3)
+    assert said["transformers"]["largest_difference_by_a_nudge_of_1e-6"] == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("reason", ["its process was killed by signal 9", "it took longer than 1800 s"])
+def test_a_second_opinion_that_cannot_be_had_is_no_failure(place, tmp_path, monkeypatch, reason):
+    def no_reading(*_, **__):
+        raise by_transformers.UnreadError(reason)
+
+    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+    monkeypatch.setattr(certificate, "read_by_transformers", no_reading)
+    export_model(str(place / "model"), tmp_path / "out", dtype="float32")
+    assert read(tmp_path / "out")["verdict"] == "passed"
+    assert read(tmp_path / "out")["transformers"] == {"skipped": reason}
+
+
+def test_a_killed_child_is_no_opinion(monkeypatch):
+    monkeypatch.setattr(by_transformers.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="ended with status 1"):
+        by_transformers.read_by_transformers("x", [[1]], positions=1)
+    done = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(by_transformers.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(by_transformers.UnreadError, match="killed by signal 9"):
+        by_transformers.read_by_transformers("x", [[1]], positions=1)
+    done.returncode, done.stderr = 1, "ValueError: ... does not recognize this architecture. This"
+    with pytest.raises(by_transformers.UnreadError, match="does not know the model type"):
+        by_transformers.read_by_transformers("x", [[1]], positions=1)
+
+
+def test_a_row_that_the_template_refuses_is_not_what_the_model_is_asked(place, tmp_path):
+    template = "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('user first') }}{% endif %}" + CHATML
+    (tmp_path / "t.jinja").write_text(template)
+    says = [{"role": role, "content": text} for role, text in (("assistant", "hi"), ("user", "a"), ("assistant", "b"))]
+    with (tmp_path / "v.jsonl").open("w") as file:
+        for messages in (says, says[1:]):
+            file.write(json.dumps({"messages": messages}) + "\n")
+    base = load_model(place / "model", chat_template=tmp_path / "t.jinja")
+    exam = make_exam(base, run_config(place, f"data.validation=('{tmp_path}/v.jsonl',)").data)
+    assert exam.messages == [{"role": "user", "content": "a"}] and len(exam.rows) == 1
+
+
+def test_too_little_memory_to_ask_the_trained_model_still_gives_an_export(place, tmp_path, monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr("jax_sft.exam.logits_of", no_memory)
+    export_model(str(place / "model"), tmp_path / "out", dtype="float32")
+    said = read(tmp_path / "out")
+    assert (said["verdict"], said["reason"]) == ("not made", "no memory was left to ask the trained model")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_digest_tells_every_bit_and_its_place_however_the_weights_lie():
+    x = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    swapped, flipped = x.copy(), x.copy()
+    swapped[[0, 1]] = x[[1, 0]]
+    flipped.view(np.uint32)[5, 7] ^= 1
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    cut = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", "tensor")))
+    found = [digests_of({"a": {"x": jnp.asarray(v)}})["a.x"] for v in (x, swapped, flipped, np.full_like(x, -0.0))]
+    found += [digests_of({"a": {"x": jnp.zeros_like(x)}})["a.x"]]
+    assert len(set(found)) == 5
+    assert digests_of({"a": {"x": cut}}) == {"a.x": found[0]}
 
 
 def test_too_little_memory_to_read_it_back_is_no_failure_and_is_told(place, tmp_path, monkeypatch, caplog):

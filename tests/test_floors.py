@@ -30,7 +30,7 @@ FLOORS = {
         "manifest",
         "signals",
     },  # the verbs
-    3: {"train_loop", "certificate", "export", "assistant", "chat"},  # the story: side effects
+    3: {"train_loop", "certificate", "exam", "export", "assistant", "chat"},  # the story: side effects
     4: {"cli", "__main__", "__init__"},  # the doors
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -42,8 +42,9 @@ SIDEWAYS = {
     "checkpoint": {"seal"},
     "evaluate": {"generate", "loss"},
     "step_log": {"metrics", "train_step"},
-    "export": {"certificate"},
-    "train_loop": {"certificate", "export"},
+    "certificate": {"exam"},
+    "export": {"certificate", "exam"},
+    "train_loop": {"exam", "export"},
     "chat": {"assistant"},
     "__main__": {"cli"},
 }

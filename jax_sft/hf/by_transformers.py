@@ -5,6 +5,7 @@ transformers missed or did not expect. torch is imported by that process alone: 
 is too small for a second copy of the model loses that process and not the run.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _TIMEOUT_SECONDS = 1800
+_CGROUP = pathlib.Path("/sys/fs/cgroup")
+
+
+class UnreadError(Exception):
+    """transformers could not come to an opinion, through no fault of the folder; the text is the reason."""
 
 
 class Reading(NamedTuple):
@@ -42,7 +48,8 @@ def read_by_transformers(folder: pathlib.Path, rows: Sequence[Sequence[int]], *,
     """Logits of transformers, on the CPU and in float32, at the last `positions` of each row.
 
     Raises:
-        RuntimeError: it cannot load the folder, or took too long; with the last line it said.
+        RuntimeError: it cannot load the folder; with the last line it said.
+        UnreadError: it took too long, was killed, or does not know this kind of model.
     """
     with tempfile.TemporaryDirectory(prefix="jax_sft.") as place:
         asked, told = pathlib.Path(place, "rows.json"), pathlib.Path(place, "logits.npz")
@@ -57,7 +64,11 @@ def read_by_transformers(folder: pathlib.Path, rows: Sequence[Sequence[int]], *,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"it took longer than {_TIMEOUT_SECONDS} s") from error
+            raise UnreadError(f"it took longer than {_TIMEOUT_SECONDS} s") from error
+        if done.returncode < 0:  # as the kernel does when memory runs out
+            raise UnreadError(f"its process was killed by signal {-done.returncode}")
+        if "does not recognize this architecture" in done.stderr:
+            raise UnreadError("this version of transformers does not know the model type")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
             raise RuntimeError(last[:500])
@@ -89,12 +100,15 @@ def _read(folder: str, asked: str, told: str) -> None:
 
 
 def _free_bytes() -> int | None:
-    """Host memory that a new process may take; None where the system does not tell."""
-    try:
+    """Memory that a new process may take, of the host and of the container; None where the system does not tell."""
+    free = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
-    except (OSError, StopIteration, ValueError):
-        return None
+        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used)
+    return min(free, default=None)
 
 
 if __name__ == "__main__":

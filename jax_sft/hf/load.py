@@ -67,9 +67,8 @@ class Pretrained:
     stop_ids: tuple[int, ...]  # where its own files say that it stops
     hf_config: dict[str, Any]
     generation_config: dict[str, Any]
-    new_ids: tuple[
-        int, ...
-    ]  # of tokens added here; the files have no rows for them, or rows that nothing was learned in
+    # Of tokens added here; the files have no rows for them, or rows that nothing was learned in.
+    new_ids: tuple[int, ...]
     stored_vocab_size: int  # rows of the files' embedding
     new_rows: NewRowsStart  # how the rows of `new_ids` start
     seed: int  # of what they draw
@@ -274,6 +273,12 @@ def _added(tokenizer: PreTrainedTokenizerFast, new_tokens: Sequence[str]) -> tup
     missing = [token for token in dict.fromkeys(new_tokens) if token not in tokenizer.get_vocab()]
     if any(not token.strip() for token in new_tokens):
         raise ValueError(f"model.new_tokens = {tuple(new_tokens)!r}: a token must have a character that is no blank")
+    pieces = {*new_tokens} - {*missing} - {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    if pieces:
+        raise ValueError(
+            f"model.new_tokens: {', '.join(map(repr, sorted(pieces)))} is an ordinary piece of the vocabulary already, "
+            "and would be no control token; choose another text"
+        )
     added: Any = [AddedToken(token, special=True, normalized=False) for token in missing]
     tokenizer.add_tokens(added, special_tokens=True)
     return tuple(tokenizer.get_vocab()[token] for token in missing)

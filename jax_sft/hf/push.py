@@ -16,7 +16,7 @@ from jax_sft.hf.folder import CERTIFICATE, HUB_ERRORS, MARK
 _log = logging.getLogger(__name__)
 
 # Weights of an earlier push, in another number of files, would be read in place of these; so would its template.
-_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.jinja"]
+_REPLACED = (".safetensors", ".safetensors.index.json", ".jinja")
 
 
 def check_push(name: str) -> None:
@@ -59,7 +59,7 @@ def push(folder: pathlib.Path, name: str, *, private: bool, again: str) -> str:
                 folder_path=folder,
                 commit_message="Export of jax-sft",
                 ignore_patterns=[MARK, CERTIFICATE],  # it may quote a prompt of the data
-                delete_patterns=_REPLACED,
+                delete_patterns=[f for f in api.list_repo_files(name) if f.endswith(_REPLACED) and "/" not in f],
             )
     except (*HUB_ERRORS, ValueError) as error:  # a ValueError: of the card or the name
         reason, way_out = _explained(error)

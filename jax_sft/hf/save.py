@@ -122,7 +122,10 @@ def save_model(
         failure = error
     if jax.process_count() > 1:
         # Each fetch is a collective: every process goes through all of them, whatever became of process 0.
-        collections.deque(tensors, maxlen=0)
+        try:
+            collections.deque(tensors, maxlen=0)
+        except ValueError as error:  # of weights that are not finite: found by all, told by all
+            failure = failure or error
         if not multihost_utils.broadcast_one_to_all(np.int32(failure is None)) and failure is None:
             raise OSError(f"export to {out}: process 0 could not write it; see its message")
     if failure is not None:

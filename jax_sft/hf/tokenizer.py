@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -152,7 +153,8 @@ def _broken(path: pathlib.Path) -> str | None:
 def template_text(tokenizer: Any) -> str | None:
     """The chat template a tokenizer carries; of several named ones, the one called "default"."""
     template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template
+    template = template.get("default") if isinstance(template, dict) else template
+    return None if template is None else re.sub("\r\n?", "\n", template)  # as Jinja reads it, and as files come back
 
 
 def save_tokenizer(folder: pathlib.Path, tokenizer: Any, *, chat_template: str | None, pad_id: int | None) -> None:
