@@ -57,7 +57,8 @@ def test_the_export_holds_the_weights_of_the_newest_step_or_of_the_one_asked_for
     assert export_workdir(workdir, tmp_path / "out", step=step, certified=False) == factor
     assert_scaled(tmp_path / "out", base, factor)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| steps | {factor} |" in card
+    assert f"| steps | {factor} |" in card and "| training data | train.jsonl |" in card
+    assert str(workdir.parent) not in card  # a card is for everybody
     assert ("| validation loss after | 3.0 |" in card) == (step == 2)
 
 
@@ -88,7 +89,8 @@ def test_a_rewritten_model_has_its_weights_and_names_its_source(workdir, base, t
     source = workdir.parent / "model"
     export_model(str(source), tmp_path / "out", dtype="float32", certified=False)
     assert_scaled(tmp_path / "out", base, 1)
-    assert "| rewritten from | model |" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| rewritten from | model |" in card and str(tmp_path.parent) not in card
 
 
 def test_facts_without_validation_name_no_loss(tmp_path):

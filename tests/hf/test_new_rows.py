@@ -76,3 +76,12 @@ def test_a_run_s_config_says_how_and_its_seed_what(folder):
     source = ModelSource(path=str(folder), new_tokens=("<|new|>",), new_rows="sample")
     base = load_configured(source, seed=7)
     assert (base.new_rows, base.seed, base.new_ids) == ("sample", 7, (KNOWN,))
+
+
+def test_an_ordinary_piece_of_the_vocabulary_is_no_new_control_token(folder):
+    piece = next(token for token, i in tiny_tokenizer().get_vocab().items() if i > 270)
+    with pytest.raises(
+        ValueError, match=r"is an ordinary piece of the vocabulary already, and would be no control token"
+    ):
+        load_model(folder, new_tokens=[piece, "<|new|>"])
+    assert load_model(folder, new_tokens=["<|im_end|>"]).new_ids == ()  # is one already

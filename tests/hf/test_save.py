@@ -402,11 +402,21 @@ try:
     export(base, pathlib.Path(folder + "/base"))
 except (OSError, ValueError) as error:
     print(type(error).__name__, error)
+try:
+    export(base, pathlib.Path(folder + "/infinite"), params=jax.tree.map(lambda x: x * float("inf"), base.params))
+except ValueError as error:
+    print("INFINITE", error)
+from jax_sft.config import DataConfig
+from jax_sft.exam import make_exam
+exam = make_exam(base, DataConfig(train=(f"{folder}/rows{rank}.jsonl",)))  # the file of process 1 is not there
+print("EXAM", pathlib.Path(exam.origin).name, len(exam.rows), exam.messages)
 """
 
 
 def test_two_processes_export_what_one_does(tmp_path: pathlib.Path, base: Pretrained, free_port: int):
     env = os.environ | {"PYTHONPATH": ".", "JAX_NUM_CPU_DEVICES": "2"}
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    (tmp_path / "rows0.jsonl").write_text(json.dumps(row))
     both = [
         subprocess.Popen(
             [sys.executable, "-c", TWO_PROCESSES, str(rank), str(free_port), str(tmp_path)],
@@ -421,6 +431,9 @@ def test_two_processes_export_what_one_does(tmp_path: pathlib.Path, base: Pretra
     assert [p.returncode for p in both] == [0, 0], said
     assert "ValueError export to" in said[0][0]
     assert "OSError export to" in said[1][0]
+    for out, _ in said:
+        assert "INFINITE export: model.embed_tokens.weight holds values that are not finite" in out
+        assert "EXAM rows0.jsonl 1 [{'role': 'user', 'content': 'hi'}]" in out
     export(base, tmp_path / "alone")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "alone" / "model.safetensors"
