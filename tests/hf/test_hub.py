@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jax_sft.hf.folder import MARK
+from jax_sft.hf.folder import CERTIFICATE, MARK
 from tests.hf.models import write_folder
 
 TOKEN = "hf_goodtoken"
@@ -280,8 +280,9 @@ def test_a_push_is_the_export_and_nothing_else_and_takes_the_place_of_the_one_be
     export = tmp_path / "export"
     write_folder(export, shards=2)
     (export / MARK).write_text("{}")
-    sent = {p.name: p.read_bytes() for p in export.iterdir() if p.name != MARK}
-    own = {"LICENSE": b"mine", ".gitattributes": b"x"}
+    sent = {p.name: p.read_bytes() for p in export.iterdir() if p.name not in (MARK, CERTIFICATE)}
+    (export / CERTIFICATE).write_text("it may quote a prompt of the data")
+    own = {"LICENSE": b"mine", ".gitattributes": b"x", "onnx/model.safetensors": b"kept"}
     hub.put("org/there", own | {"model.safetensors": b"old", "chat_template.jinja": b"old"})
     hub.put("org/public", own)
     steps = [(name, TOKEN, True, "") for name in ("org/new", "org/public")] + [("org/there", TOKEN, False, "")] * 2
