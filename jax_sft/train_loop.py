@@ -37,8 +37,8 @@ from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
 from jax_sft.metrics import Metrics
+from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import abstract_params, build
-from jax_sft.model.families import dropouts
 from jax_sft.optim import optimizer, schedule
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
 from jax_sft.signals import Signals, StoppedError

@@ -14,21 +14,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jax_sft.model.config import Activation, ModelConfig
+from jax_sft.model.config import ModelConfig
+from jax_sft.model.config_fields import ACTIVATION_OF_HF, Said, differing_copies, without_a_place
 from jax_sft.model.ropes import is_by_layer_type, is_positive, layer_types, read_ropes, rope_problems
 
-# transformers has several names for one function (transformers/activations.py)
-_ACTIVATION_OF_HF: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _EXPERT_COUNTS = (
     *("num_experts", "num_local_experts", "num_experts_per_tok", "experts_per_token", "moe_intermediate_size"),
@@ -45,47 +34,6 @@ _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _COMMON = frozenset(
     (*_SIZES, *_ROPE, "num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings", "model_type")
 )
-# Fields that change the arithmetic where a family reads them; elsewhere, the only values that are followed.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "pretraining_tp": (1,),
-    "rope_interleaved": (False,),
-    "partial_rotary_factor": (1.0,),
-    "sliding_window": (None,),
-    "use_sliding_window": (False,),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "hidden_activation": (None, "gelu_pytorch_tanh"),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "use_bidirectional_attention": (None, False),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "is_decoder": (False,),
-    "quantization_config": (None,),
-    "pruned_heads": ({},),
-    "decoder_sparse_step": (1,),
-    "mlp_only_layers": ([],),
-    "clip_qkv": (None,),
-    "router_jitter_noise": (0.0,),
-}
-_DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
-# Fields that say nothing about the arithmetic of logits; names that start with "_" are private and ignored too.
-_IRRELEVANT = frozenset(
-    """
-    architectures bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
-    transformers_version torch_dtype dtype use_cache initializer_range is_llama_config transformers.js_config
-    unsloth_fixed unsloth_version torchscript use_bfloat16 use_return_dict return_dict return_dict_in_generate
-    output_attentions output_hidden_states output_scores chunk_size_feed_forward cross_attention_hidden_size
-    tie_encoder_decoder tokenizer_class prefix task_specific_params problem_type id2label label2id finetuning_task
-    tf_legacy_loss name_or_path max_length min_length do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens attn_implementation
-    auto_map cache_implementation trust_remote_code
-    """.split()  # noqa: SIM905
-)
-
-Said = Any  # transformers' config object of a model type, with everything filled in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +60,10 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     if family is None or not isinstance(kind, str):
         raise ValueError(f"config.json: model_type = {kind!r} is not modelled; these are: {', '.join(FAMILIES)}")
     missing = [f"{name} is missing" for name in _SIZES if hf.get(name) is None]
-    problems = missing + _misfits(hf) + _unmodelled(hf, family) + rope_problems(hf)
-    problems += _two_counts_of_experts(hf)
+    problems = missing + _misfits(hf) + rope_problems(hf) + _two_counts_of_experts(hf)
+    problems += without_a_place(
+        hf, read=_COMMON | family.fields, architecture=family.architecture, quantised=family.quantised
+    )
     if problems:
         raise _cannot_be_followed(problems)
     # Ids of tokens say nothing here, and the defaults of the type may lie outside this vocabulary.
@@ -123,6 +73,8 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         said = CONFIG_MAPPING[kind](**copy.deepcopy(arithmetic), **ids)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise _cannot_be_followed([" ".join(str(error).split())]) from error
+    if problems := differing_copies(hf, said):
+        raise _cannot_be_followed(problems)
     head_width = getattr(said, "head_dim", None) or said.hidden_size // said.num_attention_heads
     ropes = read_ropes(said, head_width, interleaved=family.interleaved_rope)
     activation = getattr(said, "hidden_activation", None) or said.hidden_act
@@ -153,7 +105,7 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         "embed_scale": 1.0,
         "residual_scale": 1.0,
         "logit_scale": 1.0,
-        "activation": _ACTIVATION_OF_HF[activation],
+        "activation": ACTIVATION_OF_HF[activation],
         "silu_slope": 1.0,
         "gated_mlp": True,
         "gate_limit": None,
@@ -359,11 +311,6 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def dropouts(hf: Mapping[str, Any]) -> dict[str, float]:
-    """The dropouts that a config.json asks for in training; none is applied here, and none changes logits."""
-    return {name: hf[name] for name in _DROPOUTS if hf.get(name)}
-
-
 def with_both_rope_spellings(hf: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that readers of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) agree on.
 
@@ -398,7 +345,7 @@ def _misfits(hf: Mapping[str, Any]) -> list[str]:
         (_COUNTS, lambda x: is_positive(x) and isinstance(x, int), "a whole number of at least 1, without quotes"),
         (numbers, is_positive, "a number above 0, without quotes"),
         (("router_aux_loss_coef",), lambda x: x == 0 or is_positive(x), "0 or a number above it, without quotes"),
-        (acts, lambda x: x in [*_ACTIVATION_OF_HF], f"one of {', '.join(_ACTIVATION_OF_HF)}"),
+        (acts, lambda x: x in [*ACTIVATION_OF_HF], f"one of {', '.join(ACTIVATION_OF_HF)}"),
         (_SWITCHES, lambda x: isinstance(x, bool), "true or false, without quotes"),
         (_ROPE[1:], lambda x: isinstance(x, Mapping), 'an object like {"rope_type": "linear", "factor": 2.0}'),
     ]
@@ -408,32 +355,6 @@ def _misfits(hf: Mapping[str, Any]) -> list[str]:
         for name in names
         if hf.get(name) is not None and not fits(hf[name])
     ]
-
-
-def _unmodelled(hf: Mapping[str, Any], family: Family) -> list[str]:
-    """Fields that change the arithmetic and have no place in `ModelConfig`."""
-    problems = []
-    for name, value in hf.items():
-        if name in family.fields or name in _COMMON or name in _IRRELEVANT or name.startswith("_") or value is None:
-            continue
-        if name in _DROPOUTS:
-            continue
-        if name == "layer_types":
-            if any(kind != "full_attention" for kind in value):
-                problems.append(f"layer_types = {value!r} is not modelled for this model type")
-        elif name == "quantization_config" and family.quantised:
-            if not isinstance(value, Mapping) or value.get("quant_method") not in family.quantised:
-                problems.append(f"{name} = {value!r} is not modelled; only quant_method {family.quantised[0]!r} is")
-        elif name in _FIXED:
-            if value not in _FIXED[name]:
-                problems.append(f"{name} = {value!r} is not modelled; only {_FIXED[name][-1]!r} is")
-        else:
-            problems.append(f"{name} = {value!r} is an unknown field; remove it if it has no effect on the logits")
-    architectures = hf.get("architectures") or []
-    modelled = [family.architecture, family.architecture.replace("Llama", "LLaMA")]
-    if not isinstance(architectures, list) or any(name not in modelled for name in architectures):
-        problems.append(f"architectures = {architectures!r} is not modelled; only [{family.architecture!r}] is")
-    return problems
 
 
 def _two_counts_of_experts(hf: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,12 @@ def test_what_config_json_leaves_out_is_filled_in_as_transformers_does(kind):
         ("model_type", ["llama"], r"model_type = \['llama'\] is not modelled"),
         ("hidden_size", None, "hidden_size is missing"),
         ("hidden_act", "relu", "hidden_act = 'relu' must be one of"),
-        ("pretraining_tp", 2, "pretraining_tp = 2 is not modelled; only 1 is"),
+        ("decoder_sparse_step", 2, "decoder_sparse_step = 2 is not modelled; only 1 is"),
+        ("use_mrope", True, "use_mrope = True is not modelled; only False is"),
+        ("lm_head_bias", True, "lm_head_bias = True is not modelled; only False is"),
+        ("activation", "geglu", "activation = 'geglu' and hidden_act = 'silu' differ; they must say the same"),
+        ("qkv_bias", False, "qkv_bias = False is an unknown field"),
+        ("hidden_activation", "gelu_pytorch_tanh", "hidden_activation = 'gelu_pytorch_tanh' is an unknown field"),
         ("rope_interleaved", True, "rope_interleaved = True is not modelled"),
         ("sliding_window", 4096, "sliding_window = 4096 is not modelled"),
         ("quantization_config", {"bits": 4}, "quantization_config = .* is not modelled"),
@@ -256,7 +261,7 @@ def test_two_spellings_of_rope_must_agree():
 
 def test_all_problems_are_named_at_once():
     with pytest.raises(ValueError, match=r"(?s)logit_scale.*mup") as error:
-        read_model_config(BASE | {"logit_scale": 2.0, "mup": True, "pretraining_tp": 4})
+        read_model_config(BASE | {"logit_scale": 2.0, "mup": True, "clip_qkv": 8.0})
     assert str(error.value).count("\n") == 3
 
 
