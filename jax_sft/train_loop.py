@@ -39,6 +39,7 @@ from jax_sft.manifest import write_manifest
 from jax_sft.metrics import Metrics
 from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import abstract_params, build
+from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
 from jax_sft.signals import Signals, StoppedError
@@ -119,6 +120,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     base = load_configured(config.model, seed=config.seed)
     for name, value in dropouts(base.hf_config).items():
         _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
+    for name, value in unread_by_transformers(base.hf_config).items():
+        _log.info("config.json names %s = %s: transformers does not read it, and neither is it read here", name, value)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = _training_loader(config, train_set, sources)

@@ -101,7 +101,7 @@ def without_a_place(
         if name in _COPIES_OF.get(kind, {}):
             continue  # differing_copies
         if name == "layer_types":
-            if any(layer != "full_attention" for layer in value):
+            if isinstance(value, list) and any(layer != "full_attention" for layer in value):
                 problems.append(f"layer_types = {value!r} is not modelled for this model type")
         elif name == "quantization_config" and quantised:
             if not isinstance(value, Mapping) or value.get("quant_method") not in quantised:

@@ -16,14 +16,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.config_fields import ACTIVATION_OF_HF, Said, differing_copies, without_a_place
-from jax_sft.model.ropes import is_by_layer_type, is_positive, layer_types, read_ropes, rope_problems
+from jax_sft.model.ropes import is_by_layer_type, is_positive, layer_types, read_ropes, rope_problems, with_known_names
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _EXPERT_COUNTS = (
     *("num_experts", "num_local_experts", "num_experts_per_tok", "experts_per_token", "moe_intermediate_size"),
 )
 _COUNTS = (
-    *(*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
+    *(*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings"),
+    *("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"),
     *_EXPERT_COUNTS,
 )
 _SWITCHES = (
@@ -44,6 +45,7 @@ class Family:
     fields: frozenset[str]
     read: Callable[[Said], dict[str, Any]]
     interleaved_rope: bool = False
+    ropes_by_layer_type: bool = False  # it has a set of rope parameters for each
     has_own_ropes: bool = False  # where config.json names no kind of rope, it has others than the plain one
     quantised: tuple[str, ...] = ()  # quant_methods of files that are read, as plain numbers
 
@@ -60,7 +62,10 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     if family is None or not isinstance(kind, str):
         raise ValueError(f"config.json: model_type = {kind!r} is not modelled; these are: {', '.join(FAMILIES)}")
     missing = [f"{name} is missing" for name in _SIZES if hf.get(name) is None]
-    problems = missing + _misfits(hf) + rope_problems(hf) + _two_counts_of_experts(hf)
+    problems = missing + _misfits(hf) + _two_counts_of_experts(hf)
+    problems += rope_problems(
+        hf, by_layer_type=family.ropes_by_layer_type, of_a_share="partial_rotary_factor" in family.fields
+    )
     problems += without_a_place(
         hf, read=_COMMON | family.fields, architecture=family.architecture, quantised=family.quantised
     )
@@ -68,14 +73,14 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
         raise _cannot_be_followed(problems)
     # Ids of tokens say nothing here, and the defaults of the type may lie outside this vocabulary.
     ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    arithmetic = {k: v for k, v in hf.items() if k in _COMMON | family.fields and k != "model_type"}
+    arithmetic = {k: v for k, v in with_known_names(hf).items() if k in _COMMON | family.fields and k != "model_type"}
     try:
         said = CONFIG_MAPPING[kind](**copy.deepcopy(arithmetic), **ids)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise _cannot_be_followed([" ".join(str(error).split())]) from error
-    if problems := differing_copies(hf, said):
-        raise _cannot_be_followed(problems)
     head_width = getattr(said, "head_dim", None) or said.hidden_size // said.num_attention_heads
+    if problems := differing_copies(hf, said) + _nothing_left(said, head_width):
+        raise _cannot_be_followed(problems)
     ropes = read_ropes(said, head_width, interleaved=family.interleaved_rope)
     activation = getattr(said, "hidden_activation", None) or said.hidden_act
     usual = {
@@ -256,6 +261,7 @@ FAMILIES: dict[str, Family] = {
         _GEMMA2 | {"rope_local_base_freq", "sliding_window_pattern"},
         _gemma3,
         has_own_ropes=True,
+        ropes_by_layer_type=True,
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
@@ -273,6 +279,7 @@ FAMILIES: dict[str, Family] = {
         _PLAIN | {"attention_bias", "sliding_window", "layer_types"},
         _olmo2,
         has_own_ropes=True,
+        ropes_by_layer_type=True,
     ),
     "granite": Family(
         "GraniteForCausalLM",
@@ -338,8 +345,8 @@ def _misfits(hf: Mapping[str, Any]) -> list[str]:
     """Fields of a wrong type or range; one that is null counts as left out."""
     acts = ("hidden_act", "hidden_activation")
     numbers = (
-        *("rms_norm_eps", "norm_epsilon", "rope_theta", "logits_scaling", "query_pre_attn_scalar"),
-        *("swiglu_alpha", "swiglu_limit"),
+        *("rms_norm_eps", "norm_epsilon", "logits_scaling", "query_pre_attn_scalar"),
+        *("swiglu_alpha", "swiglu_limit", "attention_multiplier", "embedding_multiplier", "residual_multiplier"),
     )
     wanted: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (_COUNTS, lambda x: is_positive(x) and isinstance(x, int), "a whole number of at least 1, without quotes"),
@@ -347,14 +354,37 @@ def _misfits(hf: Mapping[str, Any]) -> list[str]:
         (("router_aux_loss_coef",), lambda x: x == 0 or is_positive(x), "0 or a number above it, without quotes"),
         (acts, lambda x: x in [*ACTIVATION_OF_HF], f"one of {', '.join(ACTIVATION_OF_HF)}"),
         (_SWITCHES, lambda x: isinstance(x, bool), "true or false, without quotes"),
-        (_ROPE[1:], lambda x: isinstance(x, Mapping), 'an object like {"rope_type": "linear", "factor": 2.0}'),
+        (("layer_types",), _is_list_of_texts, 'a list of texts like "full_attention", one for each layer'),
+        (("no_rope_layers",), lambda x: _is_switch_of_each(x, hf), "a list of 1 and 0, one for each layer"),
     ]
-    return [
+    never_null = ("sliding_window_pattern", "no_rope_layer_interval")
+    return [f"{name} = None must be a number, or left out" for name in never_null if hf.get(name, 1) is None] + [
         f"{name} = {hf[name]!r} must be {what}"
         for names, fits, what in wanted
         for name in names
         if hf.get(name) is not None and not fits(hf[name])
     ]
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_switch_of_each(value: Any, hf: Mapping[str, Any]) -> bool:
+    layers = hf.get("num_hidden_layers")
+    is_long_enough = isinstance(value, list) and (not isinstance(layers, int) or len(value) >= layers)
+    return is_long_enough and all(each in (0, 1) for each in value)
+
+
+def _nothing_left(said: Said, head_width: int) -> list[str]:
+    """What is 0 or null although each for itself fits, and although its class fills in what is left out."""
+    problems = []
+    if head_width < 1:
+        heads = said.num_attention_heads
+        problems.append(f"hidden_size = {said.hidden_size} must be at least num_attention_heads = {heads}")
+    if said.num_key_value_heads is None:
+        problems.append("num_key_value_heads = None must be a whole number of at least 1 for this model type")
+    return problems
 
 
 def _two_counts_of_experts(hf: Mapping[str, Any]) -> list[str]:

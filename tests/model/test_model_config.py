@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from jax_sft.model.config import LinearRope, Llama3Rope, Rope, YarnRope
 from jax_sft.model.decoder import abstract_params, build, random_params
 from jax_sft.model.families import FAMILIES, read_model_config, with_both_rope_spellings
+from jax_sft.model.ropes import unread_by_transformers
 from tests.hf import family_cases
 from tests.model.llama_cases import BASE, CASES, LLAMA3_ROPE, config_of, hf_config
 
@@ -235,7 +236,7 @@ def test_a_quantisation_that_is_not_read_is_refused_by_name(hf, value):
         ("architectures", [["x"]], "architectures = .* is not modelled"),
         ("rope_scaling", "linear", "rope_scaling = 'linear' must be an object like .*linear"),
         ("rope_parameters", [1], r"rope_parameters = \[1\] must be an object like"),
-        ("rope_parameters", {"rope_theta": "1e4"}, "rope_theta = '1e4' in rope_parameters or rope_scaling must be"),
+        ("rope_parameters", {"rope_theta": "1e4"}, "rope_theta = '1e4' in rope_parameters must be"),
         (
             "rope_scaling",
             {"type": ["linear"], "factor": 2.0},
@@ -251,6 +252,116 @@ def test_a_quantisation_that_is_not_read_is_refused_by_name(hf, value):
 def test_a_field_of_a_wrong_type_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=f"config.json cannot be followed exactly:\n  {said}"):
         read_model_config(BASE | {field: value})
+
+
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("case", "changed", "said"),
+    [
+        ("llama", {"rope_theta": None}, "rope_theta = None must be a number above 0"),
+        ("llama", {"rope_theta": 10**400}, "rope_theta = 1000.* must be a number above 0"),
+        ("llama", {"layer_types": 3}, 'layer_types = 3 must be a list of texts like "full_attention"'),
+        ("qwen3", {"layer_types": [1] * 4}, r"layer_types = \[1, 1, 1, 1\] must be a list of texts"),
+        ("qwen3", {"rope_parameters": {"full_attention": PLAIN_ROPE}}, "rope_parameters = .* must be one object for"),
+        ("llama", {"rope_scaling": {"sliding_attention": PLAIN_ROPE}}, "rope_scaling = .* must be one object for all"),
+        ("gemma3_text", {"rope_scaling": {"full_attention": PLAIN_ROPE}}, "rope_scaling = .* must be one object for"),
+        (
+            "gemma3_text",
+            {"rope_parameters": PLAIN_ROPE},
+            "rope_parameters = .* for each of full_attention, sliding_att",
+        ),
+        (
+            "olmo3",
+            {"rope_parameters": PLAIN_ROPE},
+            "rope_parameters = .* for each of full_attention, sliding_attention",
+        ),
+        ("olmo3", {"rope_parameters": {"near": PLAIN_ROPE}}, "rope_parameters = .* for each of full_attention"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": {"rope_theta": None}}},
+            "rope_theta = None in rope_parameters.full_attention must be a number above 0",
+        ),
+        *(
+            ("gemma3_text", {"rope_local_base_freq": wrong}, r"rope_local_base_freq = .* must be a number above 0")
+            for wrong in (None, [1], {})
+        ),
+        (
+            "gemma3_text",
+            {"sliding_window_pattern": 0},
+            "sliding_window_pattern = 0 must be a whole number of at least 1",
+        ),
+        (
+            "gemma3_text",
+            {"sliding_window_pattern": None},
+            "sliding_window_pattern = None must be a number, or left out",
+        ),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval = 0 must be a whole number of at least 1"),
+        ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers = \[1\] must be a list of 1 and 0, one for each layer"),
+        ("smollm3", {"no_rope_layers": [1, 2, 0, 1]}, "no_rope_layers = .* must be a list of 1 and 0"),
+        ("glm", {"num_key_value_heads": None}, "num_key_value_heads = None must be a whole number of at least 1"),
+        ("glm", {"partial_rotary_factor": [1]}, r"partial_rotary_factor = \[1\] must be a number above 0"),
+        ("glm", {"partial_rotary_factor": {}}, "partial_rotary_factor = {} must be a number above 0"),
+        (
+            "glm",
+            {"partial_rotary_factor": 0.5, "rope_scaling": {"type": "linear", "factor": 2, "partial_rotary_factor": 1}},
+            "partial_rotary_factor in rope_scaling = 1 and partial_rotary_factor = 0.5 differ; keep one of them",
+        ),
+        ("phi3", {"hidden_size": 3}, "hidden_size = 3 must be at least num_attention_heads = 4"),
+        ("granite", {"residual_multiplier": 10**400}, "residual_multiplier = 1000.* must be a number above 0"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not modelled; only 1.0 is"),
+        *(
+            (
+                kind,
+                {name: {"partial_rotary_factor": 0.5}},
+                f"partial_rotary_factor in {name} = 0.5 must be 1.0 or left out",
+            )
+            for kind, name in (("llama", "rope_parameters"), ("qwen3_moe", "rope_scaling"))
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}},
+            "partial_rotary_factor in rope_parameters.full_attention = 0.5 must be 1.0 or left out",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "default", "factor": 2.0}},
+            "rope_scaling: factor = 2.0 must be 1 or left out",
+        ),
+    ],
+)
+def test_what_its_model_type_has_not_or_cannot_be_is_refused_by_name(case, changed, said):
+    with pytest.raises(ValueError, match=f"^config.json cannot be followed exactly:\n  {said}[^\n]*$"):
+        read_model_config(family_cases.hf_config(case) | changed)
+
+
+@pytest.mark.parametrize(
+    ("case", "changed"),
+    [
+        ("llama", {"rope_scaling": {"type": "default", "factor": 1.0}}),
+        ("llama", {"rope_scaling": {"type": "default", "factor": 1.0}, "rope_parameters": {"rope_theta": 100.0}}),
+        ("llama", {"rope_theta": None, "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 1.0}}),
+        ("gemma3_text", {"rope_parameters": {}}),
+        ("gemma3_text", {"rope_parameters": {"full_attention": None}}),
+        ("llama_yarn", {"rope_scaling": family_cases.YARN | {"attn_factor": 0.8782488562869419}}),
+        ("llama_yarn", {"rope_scaling": family_cases.YARN | {"finetuned": True}}),
+        ("phi3_longrope", {"rope_scaling": family_cases.LONG | {"rope_type": "su"}}),
+        ("phi3_longrope", {"rope_scaling": {k: v for k, v in family_cases.LONG.items() if "_f" in k} | {"type": "su"}}),
+        ("phi3_longrope", {"rope_scaling": None, "rope_parameters": family_cases.LONG | {"type": "yarn"}}),
+    ],
+)
+def test_what_means_the_same_is_read_as_the_same(case, changed):
+    said = family_cases.hf_config(case) | changed
+    assert read_model_config(said) == family_cases.config_of(case)
+    assert read_model_config(with_both_rope_spellings(said)) == family_cases.config_of(case)
+
+
+def test_numbers_that_transformers_does_not_read_are_told():
+    said = {"rope_scaling": family_cases.YARN | {"attn_factor": 0.9}, "rope_theta": 100.0}
+    assert unread_by_transformers(said) == {"rope_scaling.attn_factor": 0.9}
+    by_type = {"rope_parameters": {"full_attention": family_cases.YARN | {"attn_factor": 0.9}}, "rope_scaling": None}
+    assert unread_by_transformers(by_type) == {"rope_parameters.full_attention.attn_factor": 0.9}
 
 
 def test_two_spellings_of_rope_must_agree():
