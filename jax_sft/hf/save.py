@@ -32,7 +32,7 @@ from jax_sft.hf.folder import CERTIFICATE, INDEX, MARK
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
-from jax_sft.model.families import with_both_rope_spellings
+from jax_sft.model.spellings import with_both_spellings
 
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
@@ -353,7 +353,7 @@ def _config_json(
     }
     sizes = {"vocab_size": config.vocab_size}
     # Two spellings: readers before transformers 4.56 know only the first.
-    return with_both_rope_spellings(kept) | sizes | ids | {"torch_dtype": dtype, "dtype": dtype, "use_cache": True}
+    return with_both_spellings(kept) | sizes | ids | {"torch_dtype": dtype, "dtype": dtype, "use_cache": True}
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

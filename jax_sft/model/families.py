@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.config_fields import ACTIVATION_OF_HF, Said, differing_copies, without_a_place
-from jax_sft.model.ropes import is_by_layer_type, is_positive, layer_types, read_ropes, rope_problems, with_known_names
+from jax_sft.model.ropes import is_positive, layer_types, read_ropes, rope_problems, with_known_names
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _EXPERT_COUNTS = (
@@ -71,13 +71,7 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     )
     if problems:
         raise _cannot_be_followed(problems)
-    # Ids of tokens say nothing here, and the defaults of the type may lie outside this vocabulary.
-    ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    arithmetic = {k: v for k, v in with_known_names(hf).items() if k in _COMMON | family.fields and k != "model_type"}
-    try:
-        said = CONFIG_MAPPING[kind](**copy.deepcopy(arithmetic), **ids)
-    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise _cannot_be_followed([" ".join(str(error).split())]) from error
+    said = filled_in(hf)
     head_width = getattr(said, "head_dim", None) or said.hidden_size // said.num_attention_heads
     if problems := differing_copies(hf, said) + _nothing_left(said, head_width):
         raise _cannot_be_followed(problems)
@@ -318,23 +312,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def with_both_rope_spellings(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json that readers of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) agree on.
-
-    One of a type with ropes of its own is left as it is: the two spellings have different defaults there.
-    """
-    new, old = hf.get("rope_parameters"), hf.get("rope_scaling")
-    if new and not is_by_layer_type(new):
-        scaling = {k: v for k, v in new.items() if k not in ("rope_theta", "partial_rotary_factor")}
-        is_plain = scaling.get("rope_type", "default") == "default"
-        theta = {"rope_theta": new["rope_theta"]} if new.get("rope_theta") is not None else {}
-        share = {k: new[k] for k in ("partial_rotary_factor",) if k in new and k not in hf}
-        return {"rope_scaling": None if is_plain else scaling} | theta | share | dict(hf)
-    if new is None and hf.get("rope_theta") is not None and not FAMILIES[hf["model_type"]].has_own_ropes:
-        share = {k: hf[k] for k in ("partial_rotary_factor",) if hf.get(k) is not None}
-        kind = {"rope_type": (old or {}).get("type", "default")} | {k: v for k, v in (old or {}).items() if k != "type"}
-        return dict(hf) | {"rope_parameters": {"rope_theta": hf["rope_theta"], **kind, **share}}
-    return dict(hf)
+def filled_in(hf: Mapping[str, Any]) -> Said:
+    """What transformers' config class of its type makes of a config.json, without the fields that nobody here reads."""
+    kind = hf["model_type"]
+    read = (_COMMON | FAMILIES[kind].fields) - {"model_type"}
+    arithmetic = {k: v for k, v in with_known_names(hf).items() if k in read}
+    # Ids of tokens say nothing here, and the defaults of the type may lie outside this vocabulary.
+    ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    try:
+        return CONFIG_MAPPING[kind](**copy.deepcopy(arithmetic), **ids)
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise _cannot_be_followed([" ".join(str(error).split())]) from error
 
 
 def _cannot_be_followed(problems: list[str]) -> ValueError:

@@ -10,8 +10,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jax_sft.model.config import LinearRope, Llama3Rope, Rope, YarnRope
 from jax_sft.model.decoder import abstract_params, build, random_params
-from jax_sft.model.families import FAMILIES, read_model_config, with_both_rope_spellings
+from jax_sft.model.families import FAMILIES, read_model_config
 from jax_sft.model.ropes import unread_by_transformers
+from jax_sft.model.spellings import with_both_spellings
 from tests.hf import family_cases
 from tests.model.llama_cases import BASE, CASES, LLAMA3_ROPE, config_of, hf_config
 
@@ -57,7 +58,7 @@ def test_smollm2_is_read_whole():
 
 @pytest.mark.parametrize("case", family_cases.CASES)
 def test_a_config_in_both_spellings_says_the_same(case):
-    written = with_both_rope_spellings(family_cases.hf_config(case))
+    written = with_both_spellings(family_cases.hf_config(case))
     assert read_model_config(written) == family_cases.config_of(case)
 
 
@@ -67,7 +68,7 @@ def test_what_transformers_writes_is_read_as_the_same_model(case):
     kind = said.pop("model_type")
     written = CONFIG_MAPPING[kind](**said).to_dict()
     assert read_model_config(written) == family_cases.config_of(case)
-    assert read_model_config(with_both_rope_spellings(written)) == family_cases.config_of(case)
+    assert read_model_config(with_both_spellings(written)) == family_cases.config_of(case)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_a_rope_that_the_type_has_of_its_own_is_not_made_plain_by_the_other_spel
     hf = {k: v for k, v in GPT_OSS_20B.items() if not k.startswith("rope")} | said
     config = read_model_config(hf)
     assert all(rope is not None and isinstance(rope.scaling, YarnRope) for rope in config.ropes)
-    assert read_model_config(with_both_rope_spellings(hf)) == config
+    assert read_model_config(with_both_spellings(hf)) == config
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_what_its_model_type_has_not_or_cannot_be_is_refused_by_name(case, chang
 def test_what_means_the_same_is_read_as_the_same(case, changed):
     said = family_cases.hf_config(case) | changed
     assert read_model_config(said) == family_cases.config_of(case)
-    assert read_model_config(with_both_rope_spellings(said)) == family_cases.config_of(case)
+    assert read_model_config(with_both_spellings(said)) == family_cases.config_of(case)
 
 
 def test_numbers_that_transformers_does_not_read_are_told():

@@ -1,11 +1,14 @@
 """The config.json of published models, with all the words that they say, is read; their parameters are counted."""
 
+import copy
 from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jax_sft.model.config import YarnRope
 from jax_sft.model.families import FAMILIES, read_model_config
+from jax_sft.model.spellings import with_both_spellings
 
 
 def sizes(shape: str, **more: Any) -> dict[str, Any]:
@@ -162,6 +165,57 @@ def test_a_published_model_is_read_whole(name):
     said, parameters = PUBLISHED[name]
     said = said | {"architectures": [FAMILIES[said["model_type"]].architecture], "use_cache": True, "bos_token_id": 1}
     assert read_model_config(said).num_params == parameters
+
+
+def as_transformers_5_writes(said: dict[str, Any]) -> dict[str, Any]:
+    fields = copy.deepcopy({k: v for k, v in said.items() if k != "model_type"})
+    return CONFIG_MAPPING[said["model_type"]](**fields).to_dict()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_says_the_same_in_the_words_of_transformers_4_and_5(name):
+    """Also after a way through transformers' own class, which writes the words of 5 alone."""
+    said, _ = PUBLISHED[name]
+    rewritten = as_transformers_5_writes(said)
+    assert not {"rope_theta", "rope_scaling"} & rewritten.keys()
+    for source in (said, rewritten):
+        both = with_both_spellings(source)
+        assert read_model_config(both) == read_model_config(said)
+        assert read_model_config(as_transformers_5_writes(both)) == read(name)
+        if source is rewritten or "rope_theta" in said:
+            assert both["rope_theta"] == said.get("rope_theta", 1e4)
+        old, new = both.get("rope_scaling"), said.get("rope_scaling")
+        assert (old is None) == (new is None)
+        if new is not None:
+            assert {k: v for k, v in new.items() if k != "type"}.items() <= old.items()
+
+
+def test_words_that_only_transformers_4_looks_for_are_written():
+    def exported(name: str, **changed: Any) -> dict[str, Any]:
+        return with_both_spellings(as_transformers_5_writes(PUBLISHED[name][0] | changed))
+
+    gemma = exported("Gemma 3 1B", rope_local_base_freq=777, rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1000000, 777)
+    assert gemma["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert exported("OLMo 3 7B")["rope_scaling"] == OLMO3_YARN
+    for name in ("Phi-3.5 mini", "Phi-4 mini"):
+        phi = exported(name)
+        assert phi["rope_scaling"] == longrope("longrope", 48)
+        assert phi["original_max_position_embeddings"] == 4096
+    assert exported("Phi-4 mini")["partial_rotary_factor"] == 0.75
+    assert exported("Qwen3 30B-A3B")["num_experts"] == 128
+    gemma_2b = PUBLISHED["Gemma 2B"][0]
+    for source in (gemma_2b, exported("Gemma 2B"), {k: v for k, v in gemma_2b.items() if k != "hidden_act"}):
+        both = with_both_spellings(source)
+        assert (both["hidden_act"], both["hidden_activation"]) == (TANH, TANH)
+    assert with_both_spellings(gemma_2b | {"hidden_act": "silu"})["hidden_act"] == "silu"
+
+
+@pytest.mark.parametrize("name", ["OLMo 3 7B", "Phi-3.5 mini", "Llama 3.2 1B"])
+def test_null_in_the_older_words_does_not_hide_what_the_newer_say(name):
+    said = with_both_spellings(as_transformers_5_writes(PUBLISHED[name][0]))
+    again = with_both_spellings(said | {"rope_theta": None, "rope_scaling": None})
+    assert (again["rope_theta"], again["rope_scaling"]) == (said["rope_theta"], said["rope_scaling"])
 
 
 def read(name: str, **changed: Any):
