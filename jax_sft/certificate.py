@@ -233,15 +233,15 @@ def told(certificate: Mapping[str, Any]) -> list[str]:
         f"{certificate['dtype']} against what was trained: {_short(own['largest_difference_by_rounding'])}, "
         f"the likeliest token is the same at {own['same_top_token_after_rounding']:.1%}",
     ]
-    if "largest_difference" in other:
+    if "largest_difference" not in other:
+        lines.append(f"not read by transformers: {other.get('skipped') or other.get('error')}")
+    elif other["missing_keys"] or other["unexpected_keys"]:
+        lines.append(f"read by transformers {other['version']}: {other['missing_keys']} {other['unexpected_keys']}")
+    else:
         lines.append(
             f"read by transformers {other['version']}: no tensor missing or unexpected, largest difference "
             f"{_short(other['largest_difference'])}"
-            if not (other["missing_keys"] or other["unexpected_keys"])
-            else f"read by transformers {other['version']}: {other['missing_keys']} {other['unexpected_keys']}"
         )
-    else:
-        lines.append(f"not read by transformers: {other.get('skipped') or other.get('error')}")
     if "text" in given:
         end = f"and stopped after {given['tokens']} tokens" if given["stopped"] else "and did not stop by itself"
         lines.append(f"asked {given['messages'][-1]['content']!r} it answered {given['text']!r} {end}")

@@ -19,15 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from jax_sft.config import DataConfig
 from jax_sft.data.chat import to_sequences
 from jax_sft.data.conversation import Account
 from jax_sft.data.formats import read_conversations
-from jax_sft.evaluate.answers import Messages
+from jax_sft.evaluate.answers import Messages, check_messages, up_to_last_question
 from jax_sft.hf.load import Pretrained
 from jax_sft.model.decoder import build
+from jax_sft.sharding import replicated
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _make_exam(base: Pretrained, data: DataConfig | None, prompts: Sequence[str]
                 found = to_sequences(conversation, base.template, data, Account())
                 rows += [tuple(map(int, s.tokens_T[:_ROW_TOKENS])) for s in found]
                 if found and asked is None:
-                    asked = _askable(base, _up_to_last_question(conversation.messages))
+                    asked = _askable(base, up_to_last_question(conversation))
                 if len(rows) >= _ROWS:
                     break
             origin = ", ".join(paths) if rows else origin
@@ -114,19 +115,13 @@ def examine(base: Pretrained, params: Any, exam: Exam, *, dtype: str) -> Trained
         return None
 
 
-def _askable(base: Pretrained, messages: list[dict[str, str]] | None) -> list[dict[str, str]] | None:
+def _askable(base: Pretrained, messages: Messages) -> Messages | None:
     """`messages`, if the model's template takes them as they are: without tool calls and tools it may not."""
     try:
+        check_messages(messages)
         return messages if messages and base.chat_template and base.template.encode_prompt(messages) else None
     except ValueError:
         return None
-
-
-def _up_to_last_question(messages: Sequence[Any]) -> list[dict[str, str]] | None:
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    while turns and turns[-1]["role"] != "user":
-        turns.pop()
-    return turns if turns and all(isinstance(turn["content"], str) for turn in turns) else None
 
 
 def _from_first_process(make: Callable[[], Exam]) -> Exam:
@@ -159,11 +154,9 @@ def logits_of(base: Pretrained, params: Any, exam: Exam) -> np.ndarray:
         tokens_T[: len(row)], segments_T[: len(row)] = row, 1
     lengths_R1 = segments_RT.sum(axis=1, keepdims=True)
     at_RP = lengths_R1 - POSITIONS + np.arange(POSITIONS)[None, :]
-    sharding = jax.tree.leaves(params)[0].sharding
-    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
     graphdef = build(base.config, dtype="float32", attention="auto")
     with jax.default_matmul_precision("highest"):  # a TPU's default for float32 is bfloat16 products
-        logits_RPV = _last_logits(whole)(graphdef, params, tokens_RT, segments_RT, np.maximum(at_RP, 0))
+        logits_RPV = _last_logits(_whole(params))(graphdef, params, tokens_RT, segments_RT, np.maximum(at_RP, 0))
     return np.where((at_RP >= 0)[:, :, None], np.asarray(logits_RPV.addressable_data(0)), np.float32(0))
 
 
@@ -180,7 +173,12 @@ def _last_logits(whole: jax.sharding.Sharding) -> Any:
 
 def digests_of(params: Any) -> dict[str, int]:
     """A number for each parameter that follows from all its bits and their places, however it is sharded."""
+    flat = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(params)}
+    return {path: int(np.asarray(x.addressable_data(0))) for path, x in _digests(_whole(params))(flat).items()}
 
+
+@functools.lru_cache
+def _digests(whole: jax.sharding.Sharding) -> Any:
     def digest(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
         place = jnp.zeros(x.shape, jnp.uint32)
@@ -191,11 +189,13 @@ def digests_of(params: Any) -> dict[str, int]:
             mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
         return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)  # wraps around: the same in any order
 
-    flat = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree.leaves_with_path(params)}
-    sharding = next(iter(flat.values())).sharding
-    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
-    of_all = jax.jit(lambda flat: jax.tree.map(digest, flat), out_shardings=whole)(flat)
-    return {path: int(np.asarray(x.addressable_data(0))) for path, x in of_all.items()}
+    return jax.jit(lambda flat: jax.tree.map(digest, flat), out_shardings=whole)
+
+
+def _whole(params: Any) -> jax.sharding.Sharding:
+    """Where every device that holds a part of the parameters holds all of a result."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else sharding
 
 
 def nudged(embed_VD: jax.Array) -> jax.Array:

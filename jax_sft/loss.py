@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_sft.batch import Batch
 from jax_sft.model.layers import capped
-from jax_sft.sharding import BATCH_AXES, constrain
+from jax_sft.sharding import batch_shards, constrain
 
 _LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that it makes no inf - inf
 _ALIGNMENT = 64  # chunk sizes are multiples of it where chunk_tokens is: what matrix units like
@@ -138,7 +138,7 @@ def _batch_shards(B: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = batch_shards(mesh)
     return shards if B % shards == 0 else 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.conversation import Conversation
 from jax_sft.generate import Sampling, generate
 
 Messages = Sequence[Mapping[str, Any]]  # {"role": ..., "content": ...}
@@ -80,6 +81,14 @@ def askable(
             continue
         fitting.append(messages)
     return fitting, reasons
+
+
+def up_to_last_question(conversation: Conversation) -> list[dict[str, Any]]:
+    """Its messages up to the last user's turn: what a model is asked to answer; none if no user speaks."""
+    turns = [{"role": m.role, "content": m.content} for m in conversation.messages]
+    while turns and turns[-1]["role"] != "user":
+        turns.pop()
+    return turns
 
 
 def check_messages(messages: Messages) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account
 from jax_sft.data.formats import read_conversations
-from jax_sft.evaluate.answers import Answer, Messages
+from jax_sft.evaluate.answers import Answer, Messages, up_to_last_question
 from jax_sft.evaluate.losses import Losses
 
 _PIECES = re.compile(r"\s+|[!-\u2fff]+|.")  # spaces, a word of a script that has spaces, or one character of another
@@ -22,10 +22,7 @@ def conversations_of(paths: Sequence[str], *, config: DataConfig, count: int) ->
     """The first `count` conversations of files, each up to its last user turn: what a model is asked to answer."""
     asked = []
     for conversation in read_conversations(config, tuple(paths), Account()) if count else ():
-        turns = [{"role": m.role, "content": m.content} for m in conversation.messages]
-        while turns and turns[-1]["role"] != "user":
-            turns.pop()
-        if turns:
+        if turns := up_to_last_question(conversation):
             asked.append(turns)
         if len(asked) == count:
             break

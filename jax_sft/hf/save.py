@@ -33,6 +33,7 @@ from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
 from jax_sft.model.spellings import with_both_spellings
+from jax_sft.sharding import replicated
 
 _NOT_ITS_OWN = ("transformers_version", "name_or_path", "quantization_config", "auto_map", "torch_dtype", "dtype")
 # Tokens of known vocabularies that stand for nothing, in the order in which they make a good pad.
@@ -208,7 +209,7 @@ def _fetch(array: jax.Array, place: names.Shape, *, dtype: np.dtype) -> np.ndarr
     sharding = array.sharding
     cut = tuple(sharding.shard_shape(array.shape)[i] < array.shape[i] for i in range(len(place)))
     if jax.process_count() > 1 and isinstance(sharding, NamedSharding):
-        whole = NamedSharding(sharding.mesh, PartitionSpec())  # gathered on the devices, across hosts
+        whole = replicated(sharding.mesh)  # gathered on the devices, across hosts
         return np.asarray(_pick(whole, dtype, cut)(array, [jnp.int32(i) for i in place]).addressable_data(0))
     if place or array.dtype != dtype:
         # A layer's copy, not a slice of np.asarray(array): that stays cached on `array`, in the end the whole model.

@@ -10,7 +10,6 @@ M pair of a token and a choice.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jax_sft.model.layers import Gating, gated
-from jax_sft.sharding import BATCH_AXES, WEIGHT_AXIS_OF_LETTER, constrain
+from jax_sft.sharding import BATCH_AXES, WEIGHT_AXIS_OF_LETTER, batch_shards, constrain
 
 
 class Routing(NamedTuple):
@@ -112,7 +111,7 @@ def _apply(
         axis = WEIGHT_AXIS_OF_LETTER[letter]
         return axis if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
 
-    rows = BATCH_AXES if x_BTD.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0 else None
+    rows = BATCH_AXES if x_BTD.shape[0] % batch_shards(mesh) == 0 else None
     cut_E, cut_F = axis_of("E", up_EDF.shape[0]), axis_of("F", up_EDF.shape[-1])
 
     def own_and_sum(x_BTD: Any, experts_BTJ: Any, weights_BTJ: Any, *rest: Any) -> jax.Array:

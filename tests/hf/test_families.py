@@ -9,14 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from jax_sft.config import MeshConfig
 from jax_sft.hf.load import load_model
-from jax_sft.hf.save import save_model
 from jax_sft.loss import loss_and_tally
 from jax_sft.model.decoder import build
-from jax_sft.sharding import make_mesh
 from tests.hf import family_cases
 from tests.hf.family_cases import (
     BASES,
@@ -30,6 +27,7 @@ from tests.hf.family_cases import (
     write_family,
 )
 from tests.hf.models import tiny_tokenizer
+from tests.hf.test_save import out_over_a_mesh
 
 
 def positions_of(tokens_BT: np.ndarray) -> jax.Array:
@@ -125,24 +123,7 @@ def test_prefill_and_decode_equal_the_whole_text(case):
 def test_import_then_export_is_equal_byte_for_byte(case, sizes, tmp_path: pathlib.Path):
     """In bfloat16, down to the sign of a zero; also through a mesh of eight devices."""
     state = write_family(tmp_path / "in", case)
-    fsdp, expert, tensor = sizes
-    mesh = make_mesh(MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor), jax.devices()[: np.prod(sizes)])
-    base = load_model(tmp_path / "in", mesh=mesh)
-    assert base.params is not None
-    save_model(
-        tmp_path / "out",
-        config=base.config,
-        params=base.params,
-        tokenizer=base.tokenizer,
-        hf_config=base.hf_config,
-        generation_config=base.generation_config,
-        chat_template=base.chat_template,
-        stop_ids=base.stop_ids,
-        dtype="bfloat16",
-        max_shard_size="5GB",
-        facts={},
-    )
-    out = load_file(tmp_path / "out" / "model.safetensors")
+    base, out = out_over_a_mesh(tmp_path / "in", tmp_path / "out", sizes, dtype="bfloat16")
     assert out.keys() == state.keys()
     for name, wanted in state.items():
         assert out[name].dtype == wanted.dtype

@@ -4,20 +4,17 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from jax_sft.config import MeshConfig
 from jax_sft.hf import mxfp4, names, tensorfile
 from jax_sft.hf.load import load_model
-from jax_sft.hf.save import save_model
 from jax_sft.model.families import read_model_config
-from jax_sft.sharding import make_mesh
 from tests.hf.family_cases import hf_config, params_of, state_dict_of
 from tests.hf.models import tiny_tokenizer
+from tests.hf.test_save import out_over_a_mesh
 
 QUANTISED = ("gate_up_proj", "down_proj")
 
@@ -107,24 +104,7 @@ def write_quantised(folder: pathlib.Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 1, 2), (2, 2, 2)])  # fsdp cuts into half blocks
 def test_a_quantised_model_is_exported_in_plain_numbers(sizes, tmp_path: pathlib.Path):
     state = write_quantised(tmp_path / "in")
-    fsdp, expert, tensor = sizes
-    mesh = make_mesh(MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor), jax.devices()[: np.prod(sizes)])
-    base = load_model(tmp_path / "in", mesh=mesh)
-    assert base.params is not None
-    save_model(
-        tmp_path / "out",
-        config=base.config,
-        params=base.params,
-        tokenizer=base.tokenizer,
-        hf_config=base.hf_config,
-        generation_config=base.generation_config,
-        chat_template=base.chat_template,
-        stop_ids=base.stop_ids,
-        dtype="bfloat16",
-        max_shard_size="5GB",
-        facts={},
-    )
-    out = load_file(tmp_path / "out" / "model.safetensors")
+    base, out = out_over_a_mesh(tmp_path / "in", tmp_path / "out", sizes, dtype="bfloat16")
     assert out.keys() == state.keys()
     for name, wanted in state.items():
         np.testing.assert_array_equal(out[name].astype(np.float32), wanted.astype(np.float32), err_msg=name)

@@ -1,6 +1,7 @@
 """Export = what was trained: weights, template, stop ids; all of it or nothing."""
 
 import json
+import math
 import os
 import pathlib
 import resource
@@ -43,6 +44,18 @@ def export(base: Pretrained, out: pathlib.Path, **changes: Any) -> list[pathlib.
         "facts": {"steps": 10},
     }
     return save_model(out, **{**said, **changes})
+
+
+def out_over_a_mesh(
+    source: pathlib.Path, out: pathlib.Path, sizes: tuple[int, int, int], **changes: Any
+) -> tuple[Pretrained, dict[str, np.ndarray]]:
+    """A folder in, spread over fsdp x expert x tensor devices, and out again: the model and the tensors written."""
+    fsdp, expert, tensor = sizes
+    mesh = make_mesh(MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor), jax.devices()[: math.prod(sizes)])
+    model = load_model(source, mesh=mesh)
+    assert model.params is not None
+    export(model, out, **changes)
+    return model, read_tensors(out)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
