@@ -8,6 +8,7 @@ Letters: B row, T position, P predicted position, D width, V vocabulary; Z devic
 of a chunk, O source of data.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -84,6 +85,7 @@ def loss_and_tally(
     *,
     num_sources: int,
     chunk_tokens: int,
+    low_rank: tuple[jax.Array, jax.Array] | None = None,
     logit_cap: float | None = None,
     vocab_size: int | None = None,
 ) -> tuple[jax.Array, Tally]:
@@ -93,11 +95,12 @@ def loss_and_tally(
         h_BPD: hidden states in the compute dtype; logits are float32 whatever it is.
         head_VD: the float32 master; it is cast to the compute dtype once, and its gradient is summed in float32.
         chunk_tokens: tokens of one device whose logits exist at one time.
+        low_rank: u_BPR and b_VR of an adapter of the head, whose product is added to the logits; None: it has none.
         logit_cap: logits are squeezed into +- this by a tanh (Gemma 2); None: they are left as they are.
         vocab_size: rows of the head from here on are padding, which no probability falls on; None: there is none.
 
     Returns:
-        A float32 scalar, differentiable in `h_BPD` and `head_VD`, and a Tally, which is not differentiable.
+        A float32 scalar, differentiable in `h_BPD`, `head_VD` and `low_rank`, and a Tally, which is not differentiable.
     """
     B, P = targets_BP.shape
     Z = _batch_shards(B)
@@ -113,7 +116,12 @@ def loss_and_tally(
         return constrain(x, "XBCD"[: x.ndim])
 
     shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size)
-    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head_VD, cut(targets_BP), cut(weights_BP), shape)
+    # An adapter's part is more columns of both: h W' + u B' = (h | u) (W | B)'. The gradient is that of each by itself.
+    head: tuple[jax.Array, ...] = (head_VD,)
+    if low_rank is not None:
+        u_BPR, b_VR = low_rank
+        h_BPD, head = jnp.concatenate([h_BPD, u_BPR.astype(h_BPD.dtype)], axis=-1), (head_VD, b_VR)
+    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head, cut(targets_BP), cut(weights_BP), shape)
 
     weights_XZC, sources_XZC = cut(weights_BP), cut(sources_BP)
     sources_O = jnp.arange(num_sources, dtype=sources_XZC.dtype)
@@ -170,10 +178,14 @@ class _Logits(NamedTuple):
 
 
 def _forward_alone(
-    h_XZCD: jax.Array, head_VD: jax.Array, targets_XZC: jax.Array, weights_XZC: jax.Array, shape: _Logits
+    h_XZCD: jax.Array,
+    parts: tuple[jax.Array, ...],
+    targets_XZC: jax.Array,
+    weights_XZC: jax.Array,
+    shape: _Logits,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32."""
-    head = _compute_copy(head_VD, h_XZCD.dtype)
+    """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32; the head is `parts` side by side."""
+    head = _compute_copy(parts, h_XZCD.dtype)
 
     def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         h_ZCD, targets_ZC = xs
@@ -189,13 +201,15 @@ _weighted_nll = jax.custom_vjp(_forward_alone, nondiff_argnums=(4,))
 
 def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, shape: _Logits) -> tuple[Any, Any]:
     """The same, with the gradient of the sum, computed while a chunk's logits exist."""
-    h_XZCD, head_VD, targets_XZC, weights_XZC = h.value, head.value, targets.value, weights.value
+    h_XZCD, targets_XZC, weights_XZC = h.value, targets.value, weights.value
+    parts_VD = tuple(part.value for part in head)
     dtype = h_XZCD.dtype
-    head_in_dtype = _compute_copy(head_VD, dtype)
-    ids_V = jnp.arange(head_VD.shape[0], dtype=targets_XZC.dtype)
-    is_head_trained = head.perturbed
+    head_in_dtype = _compute_copy(parts_VD, dtype)
+    ids_V = jnp.arange(head_in_dtype.shape[0], dtype=targets_XZC.dtype)
+    ends = list(itertools.accumulate(part.shape[1] for part in parts_VD))
+    columns = [slice(end - part.shape[1], end) for end, part in zip(ends, parts_VD, strict=True)]
 
-    def chunk(dhead_ZVD: jax.Array | None, xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def chunk(dparts_ZVD: list[Any], xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
         h_ZCD, targets_ZC, weights_ZC = xs
         logits_ZCV = shape.of(h_ZCD, head_in_dtype)
         nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
@@ -206,39 +220,47 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, shape: 
             dlogits_ZCV *= shape.at_tokens(1 - jnp.square(logits_ZCV / shape.cap), 0)  # the slope of the tanh
         dlogits_ZCV = dlogits_ZCV.astype(dtype)
         dh_ZCD = jnp.einsum("ZCV,VD->ZCD", dlogits_ZCV, head_in_dtype, preferred_element_type=jnp.float32)
-        if dhead_ZVD is not None:
-            # Kept per Z: devices add up their gradients once, after the last chunk, and not after each.
-            product_ZVD = jnp.einsum("ZCV,ZCD->ZVD", dlogits_ZCV, h_ZCD, preferred_element_type=jnp.float32)
-            dhead_ZVD = constrain(dhead_ZVD + product_ZVD, "BVD")
-        return dhead_ZVD, (nll_ZC, hit_ZC, dh_ZCD.astype(dtype))
+        dparts_ZVD = list(dparts_ZVD)
+        for i, dpart_ZVD in enumerate(dparts_ZVD):
+            if dpart_ZVD is not None:
+                # Kept per Z: devices add up their gradients once, after the last chunk, and not after each.
+                h_of_part = h_ZCD[:, :, columns[i]]
+                product_ZVD = jnp.einsum("ZCV,ZCD->ZVD", dlogits_ZCV, h_of_part, preferred_element_type=jnp.float32)
+                dparts_ZVD[i] = constrain(dpart_ZVD + product_ZVD, "BVD")
+        return dparts_ZVD, (nll_ZC, hit_ZC, dh_ZCD.astype(dtype))
 
-    zeros_ZVD = None
-    if is_head_trained:
-        zeros_ZVD = constrain(jnp.zeros((h_XZCD.shape[1], *head_VD.shape), jnp.float32), "BVD")
-    dhead_ZVD, (nll_XZC, hit_XZC, dh_XZCD) = jax.lax.scan(chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC))
-    dhead_VD = None if dhead_ZVD is None else dhead_ZVD.sum(0).astype(head_VD.dtype)
-    return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dhead_VD)
+    zeros_ZVD = [
+        constrain(jnp.zeros((h_XZCD.shape[1], *part.value.shape), jnp.float32), "BVD") if part.perturbed else None
+        for part in head
+    ]
+    dparts_ZVD, (nll_XZC, hit_XZC, dh_XZCD) = jax.lax.scan(chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC))
+    dparts_VD = tuple(
+        None if d_ZVD is None else d_ZVD.sum(0).astype(part.dtype)
+        for d_ZVD, part in zip(dparts_ZVD, parts_VD, strict=True)
+    )
+    return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dparts_VD)
 
 
-def _weighted_nll_backward(shape: _Logits, gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
+def _weighted_nll_backward(shape: _Logits, gradients: Any, cotangents: Any) -> tuple[Any, tuple[Any, ...], None, None]:
     del shape  # the forward pass has seen to it
-    dh_XZCD, dhead_VD = gradients
+    dh_XZCD, dparts_VD = gradients
     scale, dnll, dhit = cotangents
     zero = jax.custom_derivatives.SymbolicZero
     if not (isinstance(dnll, zero) and isinstance(dhit, zero)):
         raise TypeError("a Tally has no gradient; differentiate the scalar that loss_and_tally returns beside it")
     if isinstance(scale, zero):
-        return None, None, None, None
+        return None, (None,) * len(dparts_VD), None, None
     dh_XZCD = dh_XZCD * scale.astype(dh_XZCD.dtype)
-    return dh_XZCD, None if dhead_VD is None else dhead_VD * scale.astype(dhead_VD.dtype), None, None
+    return dh_XZCD, tuple(None if d_VD is None else d_VD * scale.astype(d_VD.dtype) for d_VD in dparts_VD), None, None
 
 
 _weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward, symbolic_zeros=True)
 
 
-def _compute_copy(head_VD: jax.Array, dtype: Any) -> jax.Array:
+def _compute_copy(parts_VD: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
     """The head in the compute dtype, gathered over fsdp once and not in every chunk; V stays over tensor."""
-    return constrain(head_VD.astype(dtype), "VD")
+    copies = [constrain(part_VD.astype(dtype), "VD") for part_VD in parts_VD]
+    return copies[0] if len(copies) == 1 else jnp.concatenate(copies, axis=-1)
 
 
 def _nll_and_hit(logits_ZCV: jax.Array, targets_ZC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

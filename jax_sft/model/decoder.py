@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_sft.model.attention import KVCache, Scores, attention, cached_attention, check_backend
 from jax_sft.model.config import ModelConfig, Rope
-from jax_sft.model.experts import Biases, Load, Routing, apply_experts, imbalance, load_of, route
+from jax_sft.model.experts import Biases, Load, Routing, apply_experts, imbalance, load_of, low_rank, route
 from jax_sft.model.layers import (
     Gating,
     activate,
@@ -28,17 +28,17 @@ from jax_sft.model.layers import (
     depends_on_length,
     gated,
     layer_norm,
-    project,
     rms_norm,
     rope_angles,
     rotate,
 )
+from jax_sft.model.lora import Lora, both_factors
+from jax_sft.model.projection import Dropout, Weights, project
+from jax_sft.model.quantize import dense
 from jax_sft.sharding import constrain
 
 Angles = tuple[jax.Array, jax.Array]  # cosine and sine
 DTYPES = ("float32", "bfloat16", "float16")
-# Of one layer: names as in the tree, without the L; and, where the layers differ, which window and which rope is its.
-Weights = Mapping[str, jax.Array]
 _ALL = 2**30  # a window that ends nowhere
 
 
@@ -49,7 +49,9 @@ class Decoder(nnx.Module):
         ValueError: `attention` is no backend, or `dtype` is not one of `DTYPES`.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: Any, attention: str, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, *, dtype: Any, attention: str, rngs: nnx.Rngs, lora: Lora | None = None
+    ) -> None:
         check_backend(attention)
         self.config = config
         self.dtype = float_dtype(dtype)
@@ -70,36 +72,69 @@ class Decoder(nnx.Module):
             self.final_norm_bias_D = initial("final_norm_bias_D", shapes["final_norm_bias_D"])
         if not config.tied_head:
             self.head_VD = initial("head_VD", shapes["head_VD"])
+        self.adaptation = lora
+        if lora is not None:
+            self.lora = _params_of(lora.shapes(config.sizes)["lora"])
 
     def hidden(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, *, remat: str = "none"
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        *,
+        remat: str = "none",
+        dropout_keys_B: jax.Array | None = None,
     ) -> jax.Array:
         """What the head multiplies, [B, T, D], of packed rows: after the last norm, in the computing dtype.
 
         `remat` says what the backward pass finds stored: everything ("none"), matmul and attention results ("dots"),
         the input of each block ("full"), or that and the attention result in host memory ("offload").
-        A token outside the vocabulary makes NaN rather than a wrong answer.
+        A token outside the vocabulary makes NaN rather than a wrong answer. With keys of its rows, what goes into
+        adapters loses a part to dropout, as in training.
 
         Raises:
             ValueError: `remat` is none of these.
         """
-        return self._hidden(tokens_BT, positions_BT, segments_BT, remat)[0]
+        return self._hidden(tokens_BT, positions_BT, segments_BT, remat, dropout_keys_B)[0]
 
     def hidden_and_imbalance(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, *, remat: str = "none"
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        *,
+        remat: str = "none",
+        dropout_keys_B: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """`hidden`, and how unevenly the router spreads the tokens over the experts: see `experts.imbalance`."""
-        h_BTD, load_L = self._hidden(tokens_BT, positions_BT, segments_BT, remat)
+        h_BTD, load_L = self._hidden(tokens_BT, positions_BT, segments_BT, remat, dropout_keys_B)
         return h_BTD, jnp.float32(0) if load_L is None else imbalance(load_L, segments_BT > 0)
 
     def head(self) -> jax.Array:
         """The output matrix [V, D] as stored; the embedding itself when tied."""
         return self.embed_VD[...] if self.config.tied_head else self.head_VD[...]
 
+    def head_adapter(
+        self, h_BTD: jax.Array, *, dropout_keys_B: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """What an adapter adds to the logits, in two factors, [B, T, R] and [V, R]; None if the head has none."""
+        found = self._adapter("head_VD")
+        if found is None:
+            return None
+        factors, scale = found
+        a_DR, b_RV = both_factors(factors)
+        seen_BTD = h_BTD if dropout_keys_B is None else self._dropout(dropout_keys_B)(h_BTD, "head")
+        u_BTR = jnp.einsum("BTD,DR->BTR", seen_BTD, a_DR.astype(h_BTD.dtype)) * jnp.asarray(scale, h_BTD.dtype)
+        return u_BTR, b_RV.T
+
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, vocab_size]. Training uses the chunked loss instead, which never holds all of them."""
         head_VD = self.head().astype(h_BTD.dtype)
         logits_BTV = jnp.einsum("BTD,VD->BTV", h_BTD, head_VD, preferred_element_type=jnp.float32)
+        if (low_rank := self.head_adapter(h_BTD)) is not None:
+            u_BTR, b_VR = low_rank
+            b_VR = b_VR.astype(h_BTD.dtype)
+            logits_BTV += jnp.einsum("BTR,VR->BTV", u_BTR, b_VR, preferred_element_type=jnp.float32)
         return constrain(capped(logits_BTV, self.config.logit_cap), "BTV")[..., : self.config.vocab_size]
 
     def prefill(self, tokens_BT: jax.Array, lengths_B: jax.Array, *, slots: int) -> tuple[jax.Array, KVCache]:
@@ -161,15 +196,35 @@ class Decoder(nnx.Module):
         return self._last_logits(x_B1D), longer
 
     def _hidden(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, remat: str
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        remat: str,
+        dropout_keys_B: jax.Array | None,
     ) -> tuple[jax.Array, Load | None]:
         angles = self._angles(positions_BT, lambda: _segment_lengths(positions_BT, segments_BT))
+        layers = self._layers()
+        if dropout_keys_B is not None:
+            layers["layer"] = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
 
         def body(x_BTD: jax.Array, weights: Weights) -> tuple[jax.Array, Load | None]:
-            return self._block(x_BTD, weights, angles, segments_BT)
+            dropout = None
+            if dropout_keys_B is not None:
+                dropout = self._dropout(dropout_keys_B).of_layer(weights["layer"])
+            return self._block(x_BTD, weights, angles, segments_BT, dropout)
 
-        x_BTD, load_L = jax.lax.scan(_rematerialise(body, remat), self._embed(tokens_BT), self._layers())
+        x_BTD, load_L = jax.lax.scan(_rematerialise(body, remat), self._embed(tokens_BT), layers)
         return self._final(x_BTD), load_L
+
+    def _dropout(self, keys_B: jax.Array) -> Dropout:
+        assert self.adaptation is not None, "dropout is that of adapters"
+        return Dropout(keys_B, self.adaptation.dropout)
+
+    def _adapter(self, path: str) -> tuple[dict[str, jax.Array], float] | None:
+        """Factors and scale of a weight that is not one of the blocks'."""
+        target = next((t for t in self.adaptation.targets if t.path == path), None) if self.adaptation else None
+        return None if target is None else ({k: v[...] for k, v in self.lora[path].items()}, target.scales[0])
 
     def _last_logits(self, x_B1D: jax.Array) -> jax.Array:
         h_B1D = self._final(x_B1D)
@@ -184,6 +239,11 @@ class Decoder(nnx.Module):
             tokens_BT = jnp.where(tokens_BT < self.config.vocab_size, tokens_BT, self.config.vocab_rows)
         # Looked up before the cast: the gradient of a token that occurs often is then summed in the stored dtype.
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
+        if (found := self._adapter("embed_VD")) is not None:
+            factors, scale = found
+            a_VR, b_RD = both_factors(factors)
+            u_BTR = jnp.take(constrain(a_VR, "VR"), tokens_BT, axis=0, mode="fill", fill_value=jnp.nan)
+            x_BTD = x_BTD.astype(jnp.float32) + scale * jnp.einsum("BTR,RD->BTD", u_BTR, b_RD)
         x_BTD = x_BTD.astype(self.dtype)
         if self.config.embed_scale != 1:
             x_BTD *= jnp.asarray(self.config.embed_scale, self.dtype)
@@ -214,9 +274,23 @@ class Decoder(nnx.Module):
     def _rope_kinds(self) -> list[Rope | None]:
         return list(dict.fromkeys(self.config.ropes))
 
-    def _layers(self) -> dict[str, jax.Array]:
-        """Stacked weights under the names that they have inside the scan, where the L is gone: q_LDNH as q_DNH."""
-        layers = {name.replace("_L", "_", 1): stacked[...] for name, stacked in self.blocks.items()}
+    def _layers(self) -> dict[str, Any]:
+        """Stacked weights under the names that they have inside the scan, where the L is gone: q_LDNH as q_DNH.
+
+        Where the layers differ in them, "window" and "rope" say which is theirs; "adapters" holds factors and scales.
+        """
+
+        def named(stacks: Mapping[str, nnx.Variable]) -> dict[str, Any]:
+            # `get_value`, since what is quantised is several arrays and cannot be indexed.
+            return {name.replace("_L", "_", 1): stacked.get_value() for name, stacked in stacks.items()}
+
+        layers = named(self.blocks)
+        if self.adaptation is not None and "blocks" in self.lora:
+            scales = {t.path.removeprefix("blocks."): jnp.array(t.scales, jnp.float32) for t in self.adaptation.targets}
+            layers["adapters"] = {
+                name.replace("_L", "_", 1): {**named(factors), "scale": scales[name]}
+                for name, factors in self.lora["blocks"].items()
+            }
         windows, kinds = self.config.windows, self._rope_kinds()
         if len(set(windows)) > 1:
             layers["window"] = jnp.array([_ALL if w is None else w for w in windows], jnp.int32)
@@ -235,22 +309,25 @@ class Decoder(nnx.Module):
         return rms_norm(x, scale, config.norm_eps, in_float32=config.norm_in_float32)
 
     def _block(
-        self, x_BTD: jax.Array, weights: Weights, angles: Angles | None, segments_BT: jax.Array
+        self,
+        x_BTD: jax.Array,
+        weights: Weights,
+        angles: Angles | None,
+        segments_BT: jax.Array,
+        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, Load | None]:
         x_BTD = checkpoint_name(x_BTD, "block_input")
-        q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, angles)
+        q_BTNH, k_BTKH, v_BTKH = self._project_qkv(x_BTD, weights, angles, dropout)
         attended_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, weights, segments_BT)
-        x_BTD, routing = self._add_and_mlp(x_BTD, checkpoint_name(attended_BTNH, "attended"), weights)
+        x_BTD, routing = self._add_and_mlp(x_BTD, checkpoint_name(attended_BTNH, "attended"), weights, dropout)
         return x_BTD, None if routing is None else load_of(routing, segments_BT > 0)
 
     def _project_qkv(
-        self, x_BTD: jax.Array, weights: Weights, angles: Angles | None
+        self, x_BTD: jax.Array, weights: Weights, angles: Angles | None, dropout: Dropout | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
         normed_BTD = self._norm(x_BTD, weights, "attn_norm") if config.pre_norms else x_BTD
-        q_BTNH = project("BTD,DNH->BTNH", normed_BTD, weights["q_DNH"], weights.get("q_bias_NH"))
-        k_BTKH = project("BTD,DKH->BTKH", normed_BTD, weights["k_DKH"], weights.get("k_bias_KH"))
-        v_BTKH = project("BTD,DKH->BTKH", normed_BTD, weights["v_DKH"], weights.get("v_bias_KH"))
+        q_BTNH, k_BTKH, v_BTKH = project(normed_BTD, weights, "q_DNH", "k_DKH", "v_DKH", dropout=dropout)
         if config.qk_norm != "none":
             q_BTNH, k_BTKH = self._norm(q_BTNH, weights, "q_norm"), self._norm(k_BTKH, weights, "k_norm")
         if angles is not None:
@@ -272,7 +349,7 @@ class Decoder(nnx.Module):
         return attention(q_BTNH, k_BTKH, v_BTKH, segments_BT=segments_BT, scores=scores, backend=self.attention)
 
     def _add_and_mlp(
-        self, x_BTD: jax.Array, attended_BTNH: jax.Array, weights: Weights
+        self, x_BTD: jax.Array, attended_BTNH: jax.Array, weights: Weights, dropout: Dropout | None = None
     ) -> tuple[jax.Array, Routing | None]:
         config = self.config
 
@@ -281,10 +358,12 @@ class Decoder(nnx.Module):
                 out_BTD = self._norm(out_BTD, weights, f"{part}_post_norm")
             return x_BTD + (out_BTD if config.residual_scale == 1 else out_BTD * config.residual_scale)
 
-        x_BTD = add(x_BTD, project("BTNH,NHD->BTD", attended_BTNH, weights["o_NHD"], weights.get("o_bias_D")), "attn")
+        x_BTD = add(x_BTD, *project(attended_BTNH, weights, "o_NHD", dropout=dropout), "attn")
         normed_BTD = self._norm(x_BTD, weights, "mlp_norm") if config.pre_norms else x_BTD
         out_BTD, routing = (
-            self._experts(normed_BTD, weights) if config.num_experts else (self._mlp(normed_BTD, weights), None)
+            self._experts(normed_BTD, weights)
+            if config.num_experts
+            else (self._mlp(normed_BTD, weights, dropout), None)
         )
         return constrain(add(x_BTD, out_BTD, "mlp"), "BTD"), routing
 
@@ -297,21 +376,23 @@ class Decoder(nnx.Module):
             experts_per_token=config.experts_per_token,
             normalised=config.router_normalised,
         )
-        kernels = (weights["gate_EDF"], weights["up_EDF"], weights["down_EFD"])
+        names = ("gate_EDF", "up_EDF", "down_EFD")
+        kernels = [dense(weights[name], normed_BTD.dtype) for name in names]
+        adapters = [low_rank(weights.get("adapters", {}).get(name)) for name in names]
         biases = (
             Biases(weights["gate_bias_EF"], weights["up_bias_EF"], weights["down_bias_ED"]) if config.mlp_bias else None
         )
-        return apply_experts(normed_BTD, routing, *kernels, biases, gating=self._gating()), routing
+        return apply_experts(normed_BTD, routing, *kernels, biases, adapters, gating=self._gating()), routing
 
-    def _mlp(self, normed_BTD: jax.Array, weights: Weights) -> jax.Array:
+    def _mlp(self, normed_BTD: jax.Array, weights: Weights, dropout: Dropout | None) -> jax.Array:
         config = self.config
-        inner_BTF = project("BTD,DF->BTF", normed_BTD, weights["up_DF"], weights.get("up_bias_F"))
         if config.gated_mlp:
-            gate_BTF = project("BTD,DF->BTF", normed_BTD, weights["gate_DF"], weights.get("gate_bias_F"))
-            inner_BTF = constrain(gated(gate_BTF, inner_BTF, self._gating()), "BTF")
+            up_BTF, gate_BTF = project(normed_BTD, weights, "up_DF", "gate_DF", dropout=dropout)
+            inner_BTF = constrain(gated(gate_BTF, up_BTF, self._gating()), "BTF")
         else:
-            inner_BTF = constrain(activate(inner_BTF, config.activation, silu_slope=config.silu_slope), "BTF")
-        return project("BTF,FD->BTD", inner_BTF, weights["down_FD"], weights.get("down_bias_D"))
+            (up_BTF,) = project(normed_BTD, weights, "up_DF", dropout=dropout)
+            inner_BTF = constrain(activate(up_BTF, config.activation, silu_slope=config.silu_slope), "BTF")
+        return project(inner_BTF, weights, "down_FD", dropout=dropout)[0]
 
     def _gating(self) -> Gating:
         config = self.config
@@ -321,6 +402,13 @@ class Decoder(nnx.Module):
             limit=config.gate_limit,
             up_offset=config.up_offset,
         )
+
+
+def _params_of(shapes: Mapping[str, Any]) -> nnx.Dict:
+    """Params of zeros, at the places of a tree of shapes."""
+    return nnx.Dict(
+        {k: _params_of(v) if isinstance(v, Mapping) else nnx.Param(jnp.zeros(v)) for k, v in shapes.items()}
+    )
 
 
 def _segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -333,9 +421,9 @@ def _segment_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Arr
     return jax.vmap(of_row)(positions_BT, segments_BT)
 
 
-def build(config: ModelConfig, *, dtype: Any, attention: str) -> nnx.GraphDef[Decoder]:
+def build(config: ModelConfig, *, dtype: Any, attention: str, lora: Lora | None = None) -> nnx.GraphDef[Decoder]:
     """The static half of a Decoder; `nnx.merge(graphdef, params)` or `(graphdef, params, frozen)` makes it whole."""
-    abstract = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, attention=attention, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, attention=attention, rngs=nnx.Rngs(0), lora=lora))
     return nnx.split(abstract)[0]
 
 

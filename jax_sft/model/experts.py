@@ -10,6 +10,7 @@ M pair of a token and a choice.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jax_sft.model.layers import Gating, gated
+from jax_sft.model.lora import Factors, both_factors
 from jax_sft.sharding import BATCH_AXES, WEIGHT_AXIS_OF_LETTER, batch_shards, constrain
 
 
@@ -35,6 +37,21 @@ class Biases(NamedTuple):
     gate_EF: jax.Array
     up_EF: jax.Array
     down_ED: jax.Array
+
+
+class LowRank(NamedTuple):
+    """What is added to the matrices of the experts: A B of each."""
+
+    a: jax.Array  # [E, inputs, R]
+    b: jax.Array  # [E, R, outputs], scaled
+
+
+def low_rank(factors: Factors | None) -> LowRank | None:
+    """The adapters of one kind of matrix, with their scale in B."""
+    if factors is None:
+        return None
+    a, b = both_factors(factors)
+    return LowRank(a, b * factors["scale"])
 
 
 class Load(NamedTuple):
@@ -69,16 +86,17 @@ def apply_experts(
     up_EDF: jax.Array,
     down_EFD: jax.Array,
     biases: Biases | None,
+    adapters: Sequence[LowRank | None] = (None, None, None),
     *,
     gating: Gating,
 ) -> jax.Array:
-    """Each token through its experts, [B, T, D], in the dtype of `x_BTD`.
+    """Each token through its experts, [B, T, D], in the dtype of `x_BTD`; `adapters` are those of gate, up and down.
 
     On a mesh each device sorts and multiplies its own rows; F lies over tensor, as in a dense MLP. Where E lies over
     the expert axis, the devices along it exchange their rows, multiply those of their own experts, and add up.
     """
     biases_EF = None if biases is None else (biases.gate_EF, biases.up_EF)
-    out_BTD = _apply(x_BTD, routing, gate_EDF, up_EDF, down_EFD, biases_EF, gating)
+    out_BTD = _apply(x_BTD, routing, gate_EDF, up_EDF, down_EFD, biases_EF, tuple(adapters), gating)
     # The last bias needs no sorting; and inside, each of the devices that F lies over would add it.
     return out_BTD if biases is None else out_BTD + _mixed(biases.down_ED, routing, x_BTD.dtype)
 
@@ -97,10 +115,11 @@ def _apply(
     up_EDF: jax.Array,
     down_EFD: jax.Array,
     biases_EF: tuple[jax.Array, jax.Array] | None,
+    adapters: tuple[LowRank | None, ...],
     gating: Gating,
 ) -> jax.Array:
     cast = functools.partial(jax.tree.map, lambda w: w.astype(x_BTD.dtype))
-    weights = cast((gate_EDF, up_EDF, down_EFD, biases_EF))  # first: less is gathered over fsdp
+    weights = cast((gate_EDF, up_EDF, down_EFD, biases_EF, adapters))  # first: less is gathered over fsdp
     own = functools.partial(_apply_to_own_rows, gating=gating)
     arguments = (x_BTD, routing.experts_BTJ, routing.weights_BTJ.astype(x_BTD.dtype), *weights)
     mesh = jax.sharding.get_abstract_mesh()
@@ -134,7 +153,13 @@ def _apply(
 
     by_row, by_column = PartitionSpec(rows), PartitionSpec(cut_E, None, cut_F)
     by_line = PartitionSpec(cut_E, cut_F)  # [E, F, D], and biases [E, F]
-    in_specs = (by_row, by_row, by_row, by_column, by_column, by_line, None if biases_EF is None else (by_line,) * 2)
+    by_expert = PartitionSpec(cut_E)
+    low_ranks = (LowRank(by_expert, by_column), LowRank(by_expert, by_column), LowRank(by_line, by_expert))
+    in_specs = (
+        *(by_row, by_row, by_row, by_column, by_column, by_line),
+        None if biases_EF is None else (by_line,) * 2,
+        tuple(spec if adapter else None for spec, adapter in zip(low_ranks, adapters, strict=True)),
+    )
     return jax.shard_map(own_and_sum, in_specs=in_specs, out_specs=by_row)(*arguments)
 
 
@@ -146,6 +171,7 @@ def _apply_to_own_rows(
     up_EDF: jax.Array,
     down_EFD: jax.Array,
     biases_EF: tuple[jax.Array, jax.Array] | None,
+    adapters: tuple[LowRank | None, ...],
     *,
     gating: Gating,
     first_expert: jax.Array | None = None,
@@ -174,18 +200,31 @@ def _apply_to_own_rows(
         is_of_these_M = jnp.arange(x.shape[0], dtype=jnp.int32) < sizes_E.sum()
         return x if first_expert is None else jnp.where(is_of_these_M[:, None], x, jnp.zeros((), x.dtype))
 
-    def grouped(x: jax.Array, weights: jax.Array, bias_EF: jax.Array | None = None) -> jax.Array:
-        out = of_these(jax.lax.ragged_dot(of_these(x), weights, sizes_E))
-        if bias_EF is not None:
-            out += jnp.einsum("ME,EF->MF", picks_ME, bias_EF)
-        return checkpoint_name(out, "grouped")
+    def grouped(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return of_these(jax.lax.ragged_dot(of_these(x), weights, sizes_E))
+
+    def adapted(x: jax.Array, *kernels: tuple[jax.Array, LowRank | None, jax.Array | None]) -> list[jax.Array]:
+        """Products of one input with several matrices of each expert; their adapters share the first product."""
+        outs = [grouped(x, kernel) for kernel, _, _ in kernels]
+        firsts = [low.a for _, low, _ in kernels if low is not None]
+        u = grouped(x, jnp.concatenate(firsts, axis=-1)) if firsts else None
+        start = 0
+        for i, (_, low, bias_EF) in enumerate(kernels):
+            if low is not None and u is not None:
+                outs[i] += grouped(u[:, start : start + low.a.shape[-1]], low.b)
+                start += low.a.shape[-1]
+            if bias_EF is not None:
+                outs[i] += jnp.einsum("ME,EF->MF", picks_ME, bias_EF)
+        return [checkpoint_name(out, "grouped") for out in outs]
 
     # Repeated and then permuted, not taken by token: the gradient is then a permutation and a sum, and no scatter in
     # which several pairs meet, whose order of adding differs from run to run on a GPU.
     x_MD = _permuted(jnp.broadcast_to(x_BTD[:, :, None, :], (B, T, J, D)).reshape(-1, D), order_M)
     gate_bias_EF, up_bias_EF = biases_EF or (None, None)
-    inner_MF = gated(grouped(x_MD, gate_EDF, gate_bias_EF), grouped(x_MD, up_EDF, up_bias_EF), gating)
-    out_BTJD = _permuted(grouped(inner_MF, down_EFD), place_M).reshape(B, T, J, D)
+    low_gate, low_up, low_down = adapters
+    gate_MF, up_MF = adapted(x_MD, (gate_EDF, low_gate, gate_bias_EF), (up_EDF, low_up, up_bias_EF))
+    (out_MD,) = adapted(gated(gate_MF, up_MF, gating), (down_EFD, low_down, None))
+    out_BTJD = _permuted(out_MD, place_M).reshape(B, T, J, D)
     return jnp.einsum("BTJD,BTJ->BTD", out_BTJD, weights_BTJ)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a block that know nothing of other positions: norm, rotary positions, projections, gated MLP.
+"""The parts of a block that know nothing of other positions: norm, rotary positions, gated MLP.
 
 In and out: activations in the computing dtype; weights in whatever dtype they are stored, cast where they are used.
 Norm and rotation are done in float32 and rounded once, as transformers does it.
@@ -136,12 +136,6 @@ def rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array, *, inter
 def capped(x: jax.Array, cap: float | None) -> jax.Array:
     """Squeezed softly into +- `cap` (Gemma 2)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def project(equation: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """A linear map, e.g. "BTD,DNH->BTNH", computed in the dtype of `x`."""
-    y = jnp.einsum(equation, x, kernel.astype(x.dtype))
-    return y if bias is None else y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
