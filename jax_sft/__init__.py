@@ -6,6 +6,7 @@ called, not before: data workers import this package and must stay light.
 
 import importlib.metadata
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jax_sft.config import RunConfig, from_config_dict
@@ -49,8 +50,9 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     chat_template: str | None = None,
+    adapters: Sequence[str] = (),
 ) -> "Assistant":
-    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file.
+    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file, with adapters in PEFT's format.
 
     >>> model = jax_sft.load("runs/demo/export")                    # doctest: +SKIP
     >>> model.answer("What is the capital of France?").text         # doctest: +SKIP
@@ -58,4 +60,4 @@ def load(
     """
     from jax_sft.assistant import load_assistant
 
-    return load_assistant(str(path), revision=revision, dtype=dtype, chat_template=chat_template)
+    return load_assistant(str(path), revision=revision, dtype=dtype, chat_template=chat_template, adapters=adapters)

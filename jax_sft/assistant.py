@@ -1,12 +1,13 @@
 """A model with its tokenizer and template in one hand: what `jax-sft chat`, `jax-sft eval` and notebooks use.
 
-In: a model folder, hub id or .gguf file. Out: answers, and losses on a data set.
+In: a model folder, hub id or .gguf file, and adapters. Out: answers, and losses on a data set.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,19 +21,45 @@ from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_model
 from jax_sft.model.decoder import build
+from jax_sft.parameters import joined, of_adapter
 from jax_sft.sharding import batch_shards, make_mesh
 from jax_sft.train_step import make_eval_step
 
 
+class Voice(NamedTuple):
+    """A model, or a model with one of its adapters."""
+
+    base: Pretrained
+    graphdef: Any
+    params: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Assistant:
-    """A loaded model."""
+    """A loaded model, and the adapters that were loaded with it: they share its weights, one at a time speaks."""
 
     base: Pretrained
     template: ChatTemplate
     graphdef: Any
     params: Any
     mesh: jax.sharding.Mesh
+    voices: Mapping[str | None, Voice]  # by the adapter's name; None: the model by itself
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters, in the order in which they were asked for."""
+        return tuple(name for name in self.voices if name is not None)
+
+    def with_adapter(self, name: str | None) -> "Assistant":
+        """The same model with another of its adapters, or with None by itself; nothing is copied.
+
+        Raises:
+            ValueError: it has no adapter of that name.
+        """
+        if name not in self.voices:
+            raise ValueError(f"there is no adapter {name!r}; those loaded are {', '.join(self.adapters) or 'none'}")
+        base, graphdef, params = self.voices[name]
+        return dataclasses.replace(self, base=base, template=base.template, graphdef=graphdef, params=params)
 
     def answer(
         self,
@@ -111,10 +138,40 @@ class Assistant:
 
 
 def load_assistant(
-    path: str, *, revision: str | None = None, dtype: str = "float32", chat_template: str | None = None
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    chat_template: str | None = None,
+    adapters: Sequence[str] = (),
 ) -> Assistant:
-    """Load a model onto this host's devices, computing in `dtype`; rows and weights are spread over all of them."""
+    """Load a model onto this host's devices, computing in `dtype`; rows and weights are spread over all of them.
+
+    Args:
+        adapters: folders in PEFT's format; the first one speaks. Each brings the chat template that it was trained
+            with, unless `chat_template` names another.
+    """
     mesh = make_mesh(MeshConfig())
     base = load_model(path, revision=revision, mesh=mesh, chat_template=chat_template)
-    graphdef = build(base.config, dtype=dtype, attention="auto")
-    return Assistant(base=base, template=base.template, graphdef=graphdef, params=base.params, mesh=mesh)
+    voices: dict[str | None, Voice] = {}
+    for name, folder in _named(adapters).items():
+        plan = of_adapter(folder, base)
+        own = base if chat_template is not None else dataclasses.replace(base, chat_template=_template(folder, base))
+        graphdef = build(base.config, dtype=dtype, attention="auto", lora=plan.lora)
+        voices[name] = Voice(own, graphdef, joined(base.params or {}, plan.load_adapter(mesh)))
+    voices[None] = Voice(base, build(base.config, dtype=dtype, attention="auto"), base.params)
+    base, graphdef, params = next(iter(voices.values()))
+    return Assistant(base=base, template=base.template, graphdef=graphdef, params=params, mesh=mesh, voices=voices)
+
+
+def _named(adapters: Sequence[str]) -> dict[str, str]:
+    """Folders by the last part of their paths; where two end alike, by the whole path."""
+    paths = [str(pathlib.Path(folder)) for folder in dict.fromkeys(adapters)]
+    last = [pathlib.Path(path).resolve().name for path in paths]
+    return {path if last.count(name) > 1 else name: path for name, path in zip(last, paths, strict=True)}
+
+
+def _template(folder: str, base: Pretrained) -> str | None:
+    """The chat template in an adapter's folder; the base's if there is none."""
+    file = pathlib.Path(folder) / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.is_file() else base.chat_template

@@ -9,7 +9,10 @@ from jax_sft.generate import Sampling
 
 def talk(assistant: Assistant, history: list[dict[str, str]], *, sampling: Sampling, max_new_tokens: int) -> None:
     """Answer lines from stdin until /quit or its end; `history` is what every conversation begins with."""
-    print("Type a message; /new starts over, /quit or Ctrl-D ends, Ctrl-C cuts an answer short.")
+    switch = "/adapter NAME takes another adapter, /adapter none; " if assistant.adapters else ""
+    print(f"Type a message; {switch}/new starts over, /quit or Ctrl-D ends, Ctrl-C cuts an answer short.")
+    if assistant.adapters:
+        print(f"adapters: {', '.join(assistant.adapters)}; the first one speaks")
     start, history = history, list(history)
     while True:
         try:
@@ -23,6 +26,9 @@ def talk(assistant: Assistant, history: list[dict[str, str]], *, sampling: Sampl
             history = list(start)
             continue
         if not line:
+            continue
+        if line.split()[0] == "/adapter":
+            assistant = _switched(assistant, line.removeprefix("/adapter").strip())
             continue
         history.append({"role": "user", "content": line})
         printed = _StreamedText(assistant)
@@ -39,6 +45,15 @@ def talk(assistant: Assistant, history: list[dict[str, str]], *, sampling: Sampl
             continue
         printed.finish(text)
         history.append({"role": "assistant", "content": text})
+
+
+def _switched(assistant: Assistant, name: str) -> Assistant:
+    """With the adapter of that name, if there is one; the conversation goes on."""
+    try:
+        assistant = assistant.with_adapter(None if name == "none" else name)
+    except ValueError as error:
+        print(f"jax-sft: {error}")
+    return assistant
 
 
 def _shortened(

@@ -130,7 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--model", metavar="M")
     export.add_argument("--out", required=True, metavar="D")
     export.add_argument("--step", type=_not_negative, metavar="N", help="of the workdir; default: the newest")
-    export.add_argument("--format", choices=["full"], default="full")
+    export.add_argument("--adapter", metavar="A", help="with --model: a folder in PEFT's format, merged into it")
+    export.add_argument(
+        "--format",
+        choices=["full", "merged", "adapter"],
+        help="of adapters: the base with them added in, or them alone; default: of a workdir as its config says",
+    )
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
     export.add_argument("--no-certificate", action="store_true", help="do not read the folder back and compare")
@@ -162,6 +167,9 @@ def _whole(text: str, *, least: int) -> int:
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="M", help="a Hugging Face folder, a hub id or a .gguf file")
     parser.add_argument("--revision", metavar="R", help="of a hub id")
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="A", help="a folder in PEFT's format; may be repeated"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
     parser.add_argument("--chat-template", metavar="F", help="chatml, plain, alpaca or a Jinja file")
 
@@ -329,56 +337,69 @@ def _start_devices() -> None:
         ) from error
 
 
-def _load(options: argparse.Namespace, model: str, *, chat_template: str | None) -> "Assistant":
+def _load(
+    options: argparse.Namespace, model: str, *, chat_template: str | None, adapters: Sequence[str] = ()
+) -> "Assistant":
     _start_devices()
     from jax_sft.assistant import load_assistant
 
-    return load_assistant(model, revision=options.revision, dtype=options.dtype, chat_template=chat_template)
+    return load_assistant(
+        model, revision=options.revision, dtype=options.dtype, chat_template=chat_template, adapters=adapters
+    )
 
 
 def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
     data, chat_template = _eval_config(options, overrides)
     _check_writable(options.out)
-    if options.against == options.model:
+    if options.against == options.model and not options.adapter:
         raise ValueError("--against names the same model as --model; name another one, or leave it out")
     from jax_sft.evaluate.side_by_side import conversations_of, print_accounts, print_answers, print_losses
 
-    templates: dict[str, str | None] = {options.against: options.chat_template} if options.against else {}
-    templates[options.model] = chat_template
+    # Adapters are those of --model; what it is compared with speaks by itself.
+    asked = [(options.against, options.chat_template, [])] if options.against else []
+    asked.append((options.model, chat_template, options.adapter))
     prompts = [[{"role": "user", "content": prompt}] for prompt in options.prompt]
     prompts += conversations_of(options.data, config=data, count=options.answers)
-    prompts = _askable(options, prompts, templates) if prompts else []
+    prompts = _askable(options, prompts, asked) if prompts else []
     results, answers, accounts = {}, {}, {}
-    for model, template in templates.items():
-        assistant = _load(options, model, chat_template=template)
-        results[model], accounts[model] = assistant.losses(options.data, config=data, batch_size=options.batch_size)
-        if prompts:
-            answers[model] = assistant.answer_all(prompts, max_new_tokens=options.max_new_tokens)
+    for model, template, adapters in asked:
+        assistant = _load(options, model, chat_template=template, adapters=adapters)
+        for name in assistant.adapters or (None,):
+            speaker, label = assistant.with_adapter(name), f"{model} + {name}" if name else model
+            results[label], accounts[label] = speaker.losses(options.data, config=data, batch_size=options.batch_size)
+            if prompts:
+                answers[label] = speaker.answer_all(prompts, max_new_tokens=options.max_new_tokens)
         del assistant
     print_accounts(accounts)
     print_losses(results)
     if prompts:
         print_answers(prompts, answers)
     if options.out:
-        reports = {model: results[model].to_dict() | {"rows": dataclasses.asdict(accounts[model])} for model in results}
-        report = reports[options.model]
-        if options.against:
-            report["against"] = reports[options.against]
+        reports = {name: results[name].to_dict() | {"rows": dataclasses.asdict(accounts[name])} for name in results}
+        against = next(iter(reports)) if options.against else None
+        first, *others = (name for name in reports if name != against)
+        report = reports[first]
+        if others:
+            report["adapters"] = {name: reports[name] for name in others}
+        if against is not None:
+            report["against"] = reports[against]
         if prompts:
             report["answers"] = [
-                {"messages": messages, **{model: given[i].text for model, given in answers.items()}}
+                {"messages": messages, **{name: given[i].text for name, given in answers.items()}}
                 for i, messages in enumerate(prompts)
             ]
         pathlib.Path(options.out).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return EXIT_OK
 
 
-def _askable(options: argparse.Namespace, prompts: list[Any], templates: dict[str, str | None]) -> list[Any]:
+def _askable(
+    options: argparse.Namespace, prompts: list[Any], asked: list[tuple[str, str | None, list[str]]]
+) -> list[Any]:
     """The prompts that every model has room for: two columns of answers are answers to the same prompts."""
     from jax_sft.evaluate.answers import askable
     from jax_sft.hf.load import load_pretrained
 
-    for model, template in templates.items():
+    for model, template, _ in asked:
         base = load_pretrained(model, revision=options.revision, chat_template=template)
         prompts, reasons = askable(
             prompts,
@@ -439,7 +460,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    assistant = _load(options, options.model, chat_template=options.chat_template)
+    assistant = _load(options, options.model, chat_template=options.chat_template, adapters=options.adapter)
     history = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
         history.append({"role": "user", "content": options.prompt})
@@ -463,12 +484,16 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
     if options.workdir:
         if options.revision is not None:
             raise ValueError("--revision belongs to --model; a workdir's manifest names its own")
-        step = export_workdir(pathlib.Path(options.workdir), out, step=options.step, **written)
+        if options.adapter is not None:
+            raise ValueError("--adapter belongs to --model; a workdir has its own")
+        step = export_workdir(pathlib.Path(options.workdir), out, step=options.step, form=options.format, **written)
         print(f"exported step {step} to {out}")
     else:
         if options.step is not None:
             raise ValueError("--step belongs to --workdir; a model folder has no steps")
-        export_model(options.model, out, revision=options.revision, **written)
+        export_model(
+            options.model, out, revision=options.revision, adapter=options.adapter, form=options.format, **written
+        )
         print(f"exported to {out}")
     if options.push_to_hub:
         again = shlex.join(["jax-sft", *sys.argv[1:]])

@@ -158,7 +158,7 @@ class ExportConfig:
     """The Hugging Face folder at the end."""
 
     format: Literal["full", "merged", "adapter"] | None = None  # None: adapter if there are adapters, else full
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: bfloat16, and of adapters float32
     max_shard_size: str = "5GB"
     certify: bool = True  # read the folder back, compare logits, answer once; CERTIFICATE.json
     push_to: str | None = None  # the hub's name, org/name, that the folder is pushed to when a training has ended
@@ -229,9 +229,13 @@ def _resolved(run: RunConfig) -> RunConfig:
     has_adapters = run.lora.rank > 0 or run.lora.adapter is not None
     lr = run.optim.lr if run.optim.lr is not None else 1e-4 if has_adapters else 1e-5
     form = run.export.format or ("adapter" if has_adapters else "full")
-    return dataclasses.replace(
-        run, optim=dataclasses.replace(run.optim, lr=lr), export=dataclasses.replace(run.export, format=form)
-    )
+    export = dataclasses.replace(run.export, format=form, dtype=run.export.dtype or export_dtype(form))
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=lr), export=export)
+
+
+def export_dtype(form: str) -> str:
+    """Of an export, if nobody says another: adapters are small, and leave as they were trained."""
+    return "float32" if form == "adapter" else "bfloat16"
 
 
 def known_keys() -> list[str]:

@@ -28,6 +28,7 @@ from jax_sft.data.formats import read_conversations
 from jax_sft.evaluate.answers import Messages, check_messages, up_to_last_question
 from jax_sft.hf.load import Pretrained
 from jax_sft.model.decoder import build
+from jax_sft.model.lora import Lora
 from jax_sft.sharding import replicated
 
 _log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def logits_of(base: Pretrained, params: Any, exam: Exam) -> np.ndarray:
+def logits_of(base: Pretrained, params: Any, exam: Exam, *, lora: Lora | None = None) -> np.ndarray:
     """Logits at the last positions of each row, float32 [R, P, V]; a shorter row starts with zeros."""
     length = -(-max(map(len, exam.rows)) // 64) * 64
     tokens_RT = np.zeros((len(exam.rows), length), np.int32)
@@ -154,7 +155,7 @@ def logits_of(base: Pretrained, params: Any, exam: Exam) -> np.ndarray:
         tokens_T[: len(row)], segments_T[: len(row)] = row, 1
     lengths_R1 = segments_RT.sum(axis=1, keepdims=True)
     at_RP = lengths_R1 - POSITIONS + np.arange(POSITIONS)[None, :]
-    graphdef = build(base.config, dtype="float32", attention="auto")
+    graphdef = build(base.config, dtype="float32", attention="auto", lora=lora)
     with jax.default_matmul_precision("highest"):  # a TPU's default for float32 is bfloat16 products
         logits_RPV = _last_logits(_whole(params))(graphdef, params, tokens_RT, segments_RT, np.maximum(at_RP, 0))
     return np.where((at_RP >= 0)[:, :, None], np.asarray(logits_RPV.addressable_data(0)), np.float32(0))

@@ -4,22 +4,33 @@ In: parameters and the base they came from. Out: a folder that transformers load
 ones that were trained. With an Exam it is read back and certified.
 """
 
+import dataclasses
+import logging
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from jax_sft.certificate import certify
+from jax_sft.certificate import certify, certify_adapter
 from jax_sft.checkpoint import Checkpoints
-from jax_sft.config import MeshConfig, RunConfig
+from jax_sft.config import MeshConfig, RunConfig, export_dtype
 from jax_sft.evaluate.losses import Losses
-from jax_sft.exam import Exam, examine, make_exam
+from jax_sft.exam import Exam, examine, logits_of, make_exam
 from jax_sft.hf.folder import HUB_ID
-from jax_sft.hf.load import Pretrained, load_configured, load_model
+from jax_sft.hf.load import Pretrained, load_configured, load_model, load_params, load_pretrained
+from jax_sft.hf.peft import write_adapter
 from jax_sft.hf.save import save_model
 from jax_sft.manifest import read_config
 from jax_sft.model.decoder import abstract_params
+from jax_sft.model.lora import Lora, merged
+from jax_sft.parameters import Parameters, joined, of_adapter, parameters
 from jax_sft.sharding import make_mesh, shard_params
+
+_log = logging.getLogger(__name__)
+
+_MERGE_TOLERANCE = 1e-4  # of the largest logit; the same sums in another order
 
 
 def write_export(
@@ -64,6 +75,87 @@ def write_export(
     return out
 
 
+def write_trained(
+    base: Pretrained,
+    plan: Parameters,
+    trained: Any,
+    frozen: Any,
+    out: pathlib.Path,
+    *,
+    form: str,
+    dtype: str,
+    max_shard_size: str,
+    facts: dict[str, Any],
+    exam: Exam | None,
+    name: str | None = None,
+) -> pathlib.Path:
+    """Write what was trained: all weights ("full"), or of adapters the base with them added in ("merged"), or them alone.
+
+    Both trees are used up.
+
+    Raises:
+        ValueError: of `write_export`; the merged model says something else than the adapters beside their base.
+    """
+    if form == "adapter":
+        assert plan.lora is not None
+        write_adapter(
+            out,
+            lora=plan.lora,
+            params=trained,
+            base=base,
+            dtype=dtype,
+            facts=facts,
+            name=name,
+            source_config=None if plan.adapter is None else plan.adapter.config,
+        )
+        if exam is not None:
+            certify_adapter(out, base, plan.lora, joined(trained, frozen), exam, dtype=dtype)
+        return out
+    params = joined(trained, frozen)
+    if form == "merged":
+        assert plan.lora is not None
+        places = jax.tree.map(lambda x: x.sharding, trained["lora"])
+        mesh = jax.tree.leaves(places)[0].mesh
+        jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
+        base, params, said = _merged(base, plan.lora, trained, mesh, exam)
+        facts = facts | said
+    return write_export(
+        base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts=facts, exam=exam, name=name
+    )
+
+
+def _merged(
+    base: Pretrained, lora: Lora, trained: Any, mesh: Mesh, exam: Exam | None
+) -> tuple[Pretrained, Any, dict[str, Any]]:
+    """The model with its adapters in its weights, and what is to be said of it.
+
+    They are added to the weights of the base's files in float32, also where the frozen base was held in fewer bits.
+    """
+    factors = trained["lora"]
+    in_full = {key: tree for key, tree in trained.items() if key != "lora"}
+    weights = joined(load_params(base, shardings=shard_params(abstract_params(base.config), mesh)), in_full)
+    beside = None if exam is None else logits_of(base, joined(weights, {"lora": factors}), exam, lora=lora)
+    params = merged(lora, weights, factors)
+    if base.config.tied_head and "head_VD" in params:
+        _log.info("the adapters are of embedding or head alone, so the merged model no longer ties the two")
+        untied = dataclasses.replace(base.config, tied_head=False)
+        base = dataclasses.replace(base, config=untied, hf_config=base.hf_config | {"tie_word_embeddings": False})
+    facts = {"adapters": f"LoRA of rank {max(target.rank for target in lora.targets)}, merged in float32"}
+    if exam is None or beside is None:
+        return base, params, facts
+    difference = float(np.abs(logits_of(base, params, exam) - beside).max())
+    largest = float(np.abs(beside).max())
+    _log.info(
+        "merged: logits up to %.3g differ by %.2g from those of the adapters beside the base", largest, difference
+    )
+    if not difference <= _MERGE_TOLERANCE * largest:
+        raise ValueError(
+            f"the merged model's logits differ by {difference:.3g} from those of the adapters beside their base, where "
+            f"the largest is {largest:.3g}; export with --format adapter instead, which changes nothing"
+        )
+    return base, params, facts | {"largest logit difference by merging": difference}
+
+
 def training_facts(config: RunConfig, total_steps: int, before: Losses | None, after: Losses | None) -> dict[str, Any]:
     """What the model card says of the training."""
     facts: dict[str, Any] = {
@@ -93,12 +185,14 @@ def export_workdir(
     *,
     step: int | None = None,
     dtype: str | None = None,
+    form: str | None = None,
     certified: bool = True,
     name: str | None = None,
 ) -> int:
     """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
 
     Args:
+        form: full, merged or adapter; None: as the run's config says.
         certified: whether the folder is read back and gets a certificate.
 
     Raises:
@@ -107,21 +201,33 @@ def export_workdir(
     config = read_config(workdir)
     base = load_configured(config.model, seed=config.seed)
     mesh = make_mesh(MeshConfig())
-    shape = abstract_params(base.config)
+    plan = parameters(config, base)
+    form = form or config.export.format or "full"
+    if (form == "full") != (plan.lora is None):
+        raise ValueError(
+            f"{workdir}: trained adapters, so --format full has nothing to write; choose merged or adapter"
+            if plan.lora is not None
+            else f"{workdir}: trained no adapters, so --format {form} has nothing to write; choose full"
+        )
+    shape = plan.abstract_trained
     shape = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shard_params(shape, mesh)
     )
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=None)
-    found, params, notes = checkpoints.restore_params(shape, step=step)
+    found, trained, notes = checkpoints.restore_params(shape, step=step)
     checkpoints.close()
     before = Losses(**notes["before"]) if notes.get("before") else None
     after = Losses(**notes["after"]) if notes.get("after") and notes["after_step"] == found else None
     facts = training_facts(config, found, before, after)
-    write_export(
+    same_form = form == config.export.format
+    write_trained(
         base,
-        params,
+        plan,
+        trained,
+        {} if form == "merged" else plan.load_frozen(base, mesh),
         out,
-        dtype=dtype or config.export.dtype,
+        form=form,
+        dtype=dtype or (config.export.dtype if same_form else None) or export_dtype(form),
         max_shard_size=config.export.max_shard_size,
         facts=facts,
         exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
@@ -137,14 +243,24 @@ def export_model(
     revision: str | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
+    adapter: str | None = None,
+    form: str | None = None,
     certified: bool = True,
     name: str | None = None,
 ) -> None:
     """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype.
 
-    `dtype` None keeps the one that the model's config.json names; `certified` as for `export_workdir`.
+    `dtype` None keeps the one that the model's config.json names; `certified` as for `export_workdir`. An `adapter` is
+    merged into the model, or with `form` "adapter" written anew beside it.
     """
-    base = load_model(source, revision=revision, mesh=make_mesh(MeshConfig()))
+    mesh = make_mesh(MeshConfig())
+    if adapter is not None:
+        base = load_pretrained(source, revision=revision)
+        _write_adapted(base, adapter, mesh, out, form or "merged", dtype, max_shard_size, certified, name)
+        return
+    if form not in (None, "full"):
+        raise ValueError(f"--format {form} needs adapters; name them with --adapter, or choose full")
+    base = load_model(source, revision=revision, mesh=mesh)
     stored = base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
     write_export(
         base,
@@ -153,6 +269,36 @@ def export_model(
         dtype=dtype or stored,
         max_shard_size=max_shard_size,
         facts={"rewritten from": _public_name(source)},
+        exam=make_exam(base) if certified else None,
+        name=name,
+    )
+
+
+def _write_adapted(
+    base: Pretrained,
+    adapter: str,
+    mesh: Mesh,
+    out: pathlib.Path,
+    form: str,
+    dtype: str | None,
+    max_shard_size: str,
+    certified: bool,
+    name: str | None,
+) -> None:
+    """An adapter and its base, as `export_model` writes them."""
+    if form == "full":
+        raise ValueError("--format full has no place for an adapter; choose merged or adapter")
+    plan = of_adapter(adapter, base)
+    write_trained(
+        base,
+        plan,
+        plan.load_adapter(mesh),
+        {} if form == "merged" else plan.load_frozen(base, mesh),
+        out,
+        form=form,
+        dtype=dtype or export_dtype(form),
+        max_shard_size=max_shard_size,
+        facts={"base model": _public_name(str(base.path)), "adapter": _public_name(adapter)},
         exam=make_exam(base) if certified else None,
         name=name,
     )

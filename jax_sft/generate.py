@@ -21,6 +21,7 @@ from tqdm import tqdm
 from jax_sft.model.attention import KVCache
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import Decoder
+from jax_sft.model.quantize import Quantized
 
 SHORTEST_BUCKET = 64  # tokens
 STREAMED_STEPS = 8  # tokens of each row between two calls of on_token
@@ -169,7 +170,10 @@ def _answers(rows: _Rows, prompt_length_B: np.ndarray) -> list[Generated]:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _cast(params: Any, *, dtype: Any) -> Any:
-    return jax.tree.map(lambda weights: weights.astype(dtype), params)
+    def cast(weights: Any) -> Any:
+        return weights if isinstance(weights, Quantized) else weights.astype(dtype)
+
+    return jax.tree.map(cast, params, is_leaf=lambda node: isinstance(node, Quantized))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "slots"))

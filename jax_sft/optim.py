@@ -5,7 +5,8 @@ transformation whose `update` takes `step=`, so that the rate that is logged is 
 Follows Loshchilov and Hutter (arXiv 1711.05101); `wsd` is warmup, stable, decay (arXiv 2404.06395).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,11 +17,12 @@ from jax_sft.config import OptimConfig
 
 Schedule = Callable[[Any], jax.Array]
 
-_NOT_DECAYED = ("norm", "bias", "sinks")  # in a parameter's name; embeddings decay
+# In a parameter's name; embeddings decay. The magnitude is DoRA's, the starts are constants.
+_NOT_DECAYED = ("norm", "bias", "sinks", "magnitude", "a_start", "b_start")
 
 
 def schedule(config: OptimConfig, total_steps: int) -> Schedule:
-    """The learning rate of step 0 .. total_steps - 1; `total_steps` includes warmup.
+    """The learning rate of step 0 .. total_steps - 1; `total_steps` includes warmup, `config.lr` is set.
 
         rate  lr      ____
                      /    \\_        step s of a warmup of W steps has lr (s + 1) / (W + 1): the first is not wasted
@@ -61,12 +63,20 @@ def schedule(config: OptimConfig, total_steps: int) -> Schedule:
             fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
         else:
             fall = 1 - (1 - final) * done
+        assert config.lr is not None, "jax_sft.config fills it in"
         return config.lr * rise * fall
 
     return rate
 
 
-def optimizer(config: OptimConfig, total_steps: int, abstract_params: Any) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    config: OptimConfig,
+    total_steps: int,
+    abstract_params: Any,
+    *,
+    b_lr_ratio: float = 1.0,
+    frozen_layers: Mapping[str, Sequence[bool]] = MappingProxyType({}),
+) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm, Adam, decoupled weight decay, learning rate.
 
     `update(grads, opt_state, params, step=...)`: `step` is the optimizer step, counted from 0. Adam's own count is only
@@ -74,6 +84,8 @@ def optimizer(config: OptimConfig, total_steps: int, abstract_params: Any) -> op
 
     Args:
         abstract_params: the trainable tree (arrays or ShapeDtypeStructs): its names decide who decays.
+        b_lr_ratio: the second factors of adapters learn this many times as fast (LoRA+, arXiv 2402.12354).
+        frozen_layers: which layers of a stacked parameter stay as they are, by its dotted path.
     """
     decay_mask = jax.tree.map_with_path(lambda path, _: decays(path), abstract_params)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
@@ -82,7 +94,22 @@ def optimizer(config: OptimConfig, total_steps: int, abstract_params: Any) -> op
         _adam(config),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         _scale_by_rate_of_step(schedule(config, total_steps)),
+        *([] if b_lr_ratio == 1 else [_scaled(lambda path, _: b_lr_ratio if is_second_factor(path) else None)]),
+        *([] if not frozen_layers else [_scaled(lambda path, like: moves(path, like, frozen_layers))]),
     )
+
+
+def is_second_factor(path: Sequence[Any]) -> bool:
+    """Whether a parameter is the B of an adapter: lora/blocks/q_LDNH/b_LRNH."""
+    return _names(path)[0] == "lora" and _names(path)[-1].startswith("b_")
+
+
+def moves(path: Sequence[Any], like: Any, frozen_layers: Mapping[str, Sequence[bool]]) -> jax.Array | None:
+    """1 in the layers that are trained and 0 in the others, shaped to meet the parameter; None: it is all trained."""
+    frozen = frozen_layers.get(".".join(_names(path)))
+    if frozen is None:
+        return None
+    return 1.0 - jnp.asarray(frozen, like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def decays(path: Sequence[Any]) -> bool:
@@ -90,8 +117,21 @@ def decays(path: Sequence[Any]) -> bool:
 
     Never by the number of dimensions: stacked over layers, a norm has two.
     """
-    names = [str(getattr(key, "key", getattr(key, "name", key))).lower() for key in path]
-    return not any(word in name for name in names for word in _NOT_DECAYED)
+    return not any(word in name.lower() for name in _names(path) for word in _NOT_DECAYED)
+
+
+def _names(path: Sequence[Any]) -> list[str]:
+    return [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+
+
+def _scaled(factor_of: Callable[[Sequence[Any], Any], Any]) -> optax.GradientTransformation:
+    """Updates times what `factor_of(path, update)` says; None: as they are."""
+
+    def scale(path: Sequence[Any], update: Any) -> Any:
+        factor = factor_of(path, update)
+        return update if factor is None else update * factor
+
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:

@@ -22,26 +22,28 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jax_sft.checkpoint import Checkpoints
-from jax_sft.config import RunConfig
+from jax_sft.config import RunConfig, export_dtype
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.exam import make_exam
-from jax_sft.export import training_facts, write_export
+from jax_sft.export import training_facts, write_trained
 from jax_sft.generate import Sampling
 from jax_sft.hf.folder import weights_sample
-from jax_sft.hf.load import Pretrained, load_configured, load_params
+from jax_sft.hf.load import Pretrained, load_configured
+from jax_sft.hf.peft import adapter_hash
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
 from jax_sft.metrics import Metrics
 from jax_sft.model.config_fields import dropouts
-from jax_sft.model.decoder import abstract_params, build
+from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
-from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
+from jax_sft.parameters import Parameters, joined, parameters
+from jax_sft.sharding import local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
 from jax_sft.train_step import (
@@ -77,6 +79,8 @@ class _Run:
     workdir: pathlib.Path
     mesh: Mesh
     base: Pretrained
+    plan: Parameters
+    frozen: Any  # what is not trained of the model
     graphdef: Any
     sources: tuple[str, ...]
     loader: Loader
@@ -122,15 +126,22 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
     for name, value in unread_by_transformers(base.hf_config).items():
         _log.info("config.json names %s = %s: transformers does not read it, and neither is it read here", name, value)
+    plan = parameters(config, base)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = _training_loader(config, train_set, sources)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
 
     with jax.set_mesh(mesh):
-        graphdef = build(base.config, dtype=config.model.dtype, attention=config.model.attention)
-        params_shape = abstract_params(base.config)
-        tx = optimizer(config.optim, loader.total_steps, params_shape)
+        graphdef = build(base.config, dtype=config.model.dtype, attention=config.model.attention, lora=plan.lora)
+        params_shape = plan.abstract_trained
+        tx = optimizer(
+            config.optim,
+            loader.total_steps,
+            params_shape,
+            b_lr_ratio=config.lora.b_lr_ratio,
+            frozen_layers=plan.still,
+        )
         state_shape = abstract_state(params_shape, tx, mesh)
         checkpoints = Checkpoints(
             workdir / "checkpoints", config.checkpoint, fingerprint=resume_fingerprint(config, base, train_set)
@@ -139,9 +150,11 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         if restored is None:
             start_step, progress = 0, _Progress()
             progress.validation = validation_set.fingerprint if validation_set else None
-            state = init_state(load_params(base, shardings=shard_params(params_shape, mesh)), tx, mesh)
+            trained, frozen = plan.load(base, mesh, seed=config.seed)
+            state = init_state(trained, tx, mesh)
         else:
             start_step, state, notes = restored
+            frozen = plan.load_frozen(base, mesh)
             progress = _Progress.from_notes(notes)
             progress.compare_validation(validation_set.fingerprint if validation_set else None)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
@@ -150,6 +163,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             workdir=workdir,
             mesh=mesh,
             base=base,
+            plan=plan,
+            frozen=frozen,
             graphdef=graphdef,
             sources=sources,
             loader=loader,
@@ -163,6 +178,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 loss_chunk_tokens=config.train.loss_chunk_tokens,
                 mesh=mesh,
                 state_shardings=state_shardings(params_shape, tx, mesh),
+                dropout_seed=config.seed if plan.lora is not None and plan.lora.dropout > 0 else None,
+                frozen_layers=plan.still,
             ),
             eval_step=make_eval_step(
                 graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
@@ -292,12 +309,23 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "data": train_set.fingerprint,
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
+        **_lora_fingerprint(config),
         "seed": config.seed,
         "train.batch_size": config.train.batch_size,
         "train.epochs": config.train.epochs,
         "train.steps": config.train.steps,
         **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
     }
+
+
+def _lora_fingerprint(config: RunConfig) -> dict[str, Any]:
+    """What is trained, where that is not everything."""
+    if config.train.freeze:
+        return {"train.freeze": config.train.freeze}
+    if config.lora.rank == 0 and config.lora.adapter is None:
+        return {}
+    said = {f"lora.{k}": v for k, v in dataclasses.asdict(config.lora).items()}
+    return said | ({} if config.lora.adapter is None else {"lora.adapter": adapter_hash(config.lora.adapter)})
 
 
 @dataclasses.dataclass
@@ -372,7 +400,7 @@ def _steps(
                 batch_size=config.train.batch_size,
                 accumulation=config.train.accumulation,
             )
-            state, measured = run.train_step(state, {}, placed)
+            state, measured = run.train_step(state, run.frozen, placed)
             done = step + 1
             # Step n runs on the device while the numbers of step n - 1 are read: the device never waits for the host.
             progress.skipped_steps += log.finish_pending(bar)
@@ -405,12 +433,15 @@ def _steps(
     if start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
     jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
-    name, private = config.export.push_to, config.export.push_private
-    export = write_export(
+    name, private, form = config.export.push_to, config.export.push_private, config.export.format or "full"
+    export = write_trained(
         run.base,
+        run.plan,
         state.params,
+        run.frozen,
         run.workdir / "export",
-        dtype=config.export.dtype,
+        form=form,
+        dtype=config.export.dtype or export_dtype(form),
         max_shard_size=config.export.max_shard_size,
         facts=training_facts(config, total, progress.before, progress.after),
         exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
@@ -435,7 +466,7 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | N
         losses = evaluate_losses(
             run.eval_step,
             params,
-            frozen={},
+            frozen=run.frozen,
             loader=run.validation,
             mesh=run.mesh,
             sources=run.sources,
@@ -449,7 +480,7 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | N
     if prompts:
         answers = answer(
             run.graphdef,
-            params,
+            joined(params, run.frozen),
             template=run.base.template,
             conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
             max_new_tokens=run.config.evaluate.max_new_tokens,

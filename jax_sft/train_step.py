@@ -7,7 +7,9 @@ Letters: A micro-batch (accumulation), B packed row, T position, P predicted pos
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from jax.sharding import Mesh
 
 from jax_sft.batch import Batch
 from jax_sft.loss import Tally, at_predicted, loss_and_tally
+from jax_sft.optim import moves
 from jax_sft.sharding import replicated, shard_params
 
 Params = Any  # nested dict of arrays, names end in their letters
@@ -39,6 +42,13 @@ class StepMetrics(NamedTuple):
     tally: Tally
     grad_norm: Any  # float32 scalar, global, before clipping, of the gradient of the mean loss
     finite: Any  # bool scalar; False: params and opt_state are those of before the step
+
+
+class _Micro(NamedTuple):
+    """A micro-batch, or all of them, one after the other."""
+
+    batch: Batch
+    dropout_keys_B: Any  # a key for each row; None: no dropout
 
 
 def state_shardings(abstract_params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -95,27 +105,38 @@ def make_train_step(
     loss_chunk_tokens: int,
     mesh: Mesh,
     state_shardings: TrainState,
+    dropout_seed: int | None = None,
+    frozen_layers: Mapping[str, Sequence[bool]] = MappingProxyType({}),
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted optimizer step; its first argument is donated.
 
-    Takes (state, frozen, batch): `frozen` is {} for full fine-tuning, leaves of `batch` are [A, B, ...].
+    Takes (state, frozen, batch): `frozen` holds what is not trained, {} if all is; leaves of `batch` are [A, B, ...].
     loss = sum(weight x nll) / sum(weight) over every micro-batch, row and device. A router that has a load-balancing
     loss adds its mean over all tokens to what is differentiated, not to the Tally. A loss or gradient that is not
     finite leaves params and opt_state as they were and reports finite=False; a batch without any weight leaves them
-    too.
+    too. With a `dropout_seed`, each row of each step draws from a key of its own, wherever it lies and in whichever
+    micro-batch.
+
+    Args:
+        frozen_layers: which layers of a stacked parameter stay as they are, by its dotted path; see `optim.optimizer`.
     """
 
-    def micro_gradient(params: Params, frozen: Params, batch: Batch, balance_weight: Any) -> tuple[Params, Tally]:
+    def held(path: Any, x: jax.Array) -> jax.Array:
+        moving = moves(path, x, frozen_layers)
+        return x if moving is None else jnp.where(moving == 0, jax.lax.stop_gradient(x), x)
+
+    def micro_gradient(params: Params, frozen: Params, micro: _Micro, balance_weight: Any) -> tuple[Params, Tally]:
         def weighted_sum(params: Params) -> tuple[jax.Array, Tally]:
             return _loss_and_tally(
                 graphdef,
-                params,
+                jax.tree.map_with_path(held, params) if frozen_layers else params,
                 frozen,
-                batch,
+                micro.batch,
                 num_sources=num_sources,
                 remat=remat,
                 chunk_tokens=loss_chunk_tokens,
                 balance_weight=balance_weight,
+                dropout_keys_B=micro.dropout_keys_B,
             )
 
         grads, tally = jax.grad(weighted_sum, has_aux=True)(params)
@@ -123,10 +144,11 @@ def make_train_step(
         return jax.lax.with_sharding_constraint(grads, state_shardings.params), tally
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        keys_AB = None if dropout_seed is None else _row_keys(dropout_seed, state.step, batch.tokens_BT.shape[:2])
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             grads, tally = _sum_over_micro_batches(
                 lambda micro: micro_gradient(state.params, frozen, micro, _balance_weight(batch)),
-                batch,
+                _Micro(batch, keys_AB),
                 state.params,
                 num_sources,
             )
@@ -173,14 +195,15 @@ def _loss_and_tally(
     remat: str,
     chunk_tokens: int,
     balance_weight: Any = None,
+    dropout_keys_B: Any = None,
 ) -> tuple[jax.Array, Tally]:
     """What is differentiated, and the Tally; `balance_weight` is that of a token's share of the router's loss."""
     model: Any = nnx.merge(graphdef, params, frozen)
     tokens = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
     if balance_weight is not None and model.config.router_aux_weight > 0:
-        h_BTD, imbalance = model.hidden_and_imbalance(*tokens, remat=remat)
+        h_BTD, imbalance = model.hidden_and_imbalance(*tokens, remat=remat, dropout_keys_B=dropout_keys_B)
     else:
-        h_BTD, imbalance = model.hidden(*tokens, remat=remat), None
+        h_BTD, imbalance = model.hidden(*tokens, remat=remat, dropout_keys_B=dropout_keys_B), None
     h_BPD, targets_BP, weights_BP, sources_BP = at_predicted(h_BTD, batch)
     loss, tally = loss_and_tally(
         h_BPD,
@@ -190,6 +213,7 @@ def _loss_and_tally(
         sources_BP,
         num_sources=num_sources,
         chunk_tokens=chunk_tokens,
+        low_rank=model.head_adapter(h_BPD, dropout_keys_B=dropout_keys_B),
         logit_cap=model.config.logit_cap,
         vocab_size=model.config.vocab_size,
     )
@@ -205,14 +229,21 @@ def _balance_weight(batch: Batch) -> jax.Array:
 
 
 def _sum_over_micro_batches(
-    gradient_of: Callable[[Batch], tuple[Params, Tally]], batch: Batch, params: Params, num_sources: int
+    gradient_of: Callable[["_Micro"], tuple[Params, Tally]], batches: "_Micro", params: Params, num_sources: int
 ) -> tuple[Params, Tally]:
     """Gradients and Tallies added up in float32, one micro-batch at a time."""
-    if batch.tokens_BT.shape[0] == 1:  # without a second copy of the gradient
-        return gradient_of(Batch(*(x[0] for x in batch)))
+    if batches.batch.tokens_BT.shape[0] == 1:  # without a second copy of the gradient
+        return gradient_of(jax.tree.map(lambda x: x[0], batches))
 
-    def add(total: tuple[Params, Tally], micro: Batch) -> tuple[tuple[Params, Tally], None]:
+    def add(total: tuple[Params, Tally], micro: _Micro) -> tuple[tuple[Params, Tally], None]:
         return jax.tree.map(jnp.add, total, gradient_of(micro)), None
 
     zeros = (jax.tree.map(jnp.zeros_like, params), Tally.zeros(num_sources))
-    return jax.lax.scan(add, zeros, batch)[0]
+    return jax.lax.scan(add, zeros, batches)[0]
+
+
+def _row_keys(seed: int, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A key for each row of a step [A, B], the same for a row however many micro-batches the step is cut into."""
+    of_step = jax.random.fold_in(jax.random.key(seed), step)
+    rows = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    return jax.vmap(lambda row: jax.random.fold_in(of_step, row))(rows).reshape(shape)

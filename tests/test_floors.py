@@ -22,6 +22,7 @@ FLOORS = {
         "seal",
         "checkpoint",
         "hf",
+        "parameters",
         "generate",
         "evaluate",
         "report",
@@ -38,8 +39,9 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Who may lean on a neighbour of the same floor. No two lean on each other.
 SIDEWAYS = {
     "sharding": {"batch", "config"},
-    "train_step": {"loss"},
+    "train_step": {"loss", "optim"},
     "checkpoint": {"seal"},
+    "parameters": {"hf"},
     "evaluate": {"generate", "loss"},
     "step_log": {"metrics", "train_step"},
     "certificate": {"exam"},

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
@@ -183,13 +183,22 @@ def load_configured(model: ModelSource, *, seed: int) -> Pretrained:
     )
 
 
-def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = "float32") -> dict[str, Any]:
+def load_params(
+    base: Pretrained,
+    *,
+    shardings: Any | None = None,
+    dtype: str = "float32",
+    only: Container[str] | None = None,
+    then: Callable[[str, jax.Array], Any] | None = None,
+) -> dict[str, Any]:
     """Read the weights of a model into a tree of arrays.
 
     Args:
         base: what `load_pretrained` returned.
         shardings: a tree like the parameters'; None: everything on one device. Each process reads only its own part.
         dtype: "float32", "bfloat16" or "float16"; files of any mixture of dtypes are cast.
+        only: paths of the parameters that are wanted ("blocks.q_LDNH"); None: all of them.
+        then: makes of each parameter, by its path, what takes its place in the tree, before the next one is read.
 
     Raises:
         ValueError: tensors are missing, unexpected, of a wrong shape or of a quantised dtype, all at once; or `dtype`
@@ -206,7 +215,7 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
     one_device = SingleDeviceSharding(jax.local_devices()[0])
     wanted: Any = jax.tree.map(lambda _: one_device, abstract) if shardings is None else shardings
     shape_of = {rule.path: leaf.shape for rule, leaf in names.leaves(abstract, base.config)}
-    placed = list(names.leaves(wanted, base.config))
+    placed = [found for found in names.leaves(wanted, base.config) if only is None or found[0].path in only]
     params: dict[str, Any] = {}
     read_in = {rule.path: parts.by_rows(rule, sharding, shape_of[rule.path]) for rule, sharding in placed}
     parts_of = {path: parts.parts(sharding, shape_of[path]) for path, sharding in read_in.items()}
@@ -223,7 +232,8 @@ def load_params(base: Pretrained, *, shardings: Any | None = None, dtype: str = 
                 # Waiting lets the host's copy go before the next one is made.
                 arrays += [jax.block_until_ready(jax.device_put(part, device)) for device in devices]
             array = jax.make_array_from_single_device_arrays(shape, read_in[rule.path], arrays)
-            names.put(params, rule.path, parts.moved(array, sharding))
+            array = parts.moved(array, sharding)
+            names.put(params, rule.path, array if then is None else then(rule.path, array))
     return params
 
 

@@ -40,6 +40,7 @@ from jax_sft.sharding import constrain
 Angles = tuple[jax.Array, jax.Array]  # cosine and sine
 DTYPES = ("float32", "bfloat16", "float16")
 _ALL = 2**30  # a window that ends nowhere
+_EXPERTS = ("gate_EDF", "up_EDF", "down_EFD")
 
 
 class Decoder(nnx.Module):
@@ -376,13 +377,15 @@ class Decoder(nnx.Module):
             experts_per_token=config.experts_per_token,
             normalised=config.router_normalised,
         )
-        names = ("gate_EDF", "up_EDF", "down_EFD")
-        kernels = [dense(weights[name], normed_BTD.dtype) for name in names]
-        adapters = [low_rank(weights.get("adapters", {}).get(name)) for name in names]
+        gate_EDF, up_EDF, down_EFD = (dense(weights[name], normed_BTD.dtype) for name in _EXPERTS)
+        adapters = [low_rank(weights.get("adapters", {}).get(name)) for name in _EXPERTS]
         biases = (
             Biases(weights["gate_bias_EF"], weights["up_bias_EF"], weights["down_bias_ED"]) if config.mlp_bias else None
         )
-        return apply_experts(normed_BTD, routing, *kernels, biases, adapters, gating=self._gating()), routing
+        out_BTD = apply_experts(
+            normed_BTD, routing, gate_EDF, up_EDF, down_EFD, biases, adapters, gating=self._gating()
+        )
+        return out_BTD, routing
 
     def _mlp(self, normed_BTD: jax.Array, weights: Weights, dropout: Dropout | None) -> jax.Array:
         config = self.config

@@ -42,8 +42,8 @@ class Biases(NamedTuple):
 class LowRank(NamedTuple):
     """What is added to the matrices of the experts: A B of each."""
 
-    a: jax.Array  # [E, inputs, R]
-    b: jax.Array  # [E, R, outputs], scaled
+    a: Any  # [E, inputs, R]
+    b: Any  # [E, R, outputs], scaled
 
 
 def low_rank(factors: Factors | None) -> LowRank | None:

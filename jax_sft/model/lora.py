@@ -14,6 +14,7 @@ L layers, E experts, D model width, F MLP width, N/K heads, H head width, V voca
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -249,3 +250,44 @@ def output_gain(weight: Any, a: jax.Array, b: jax.Array, magnitude: jax.Array, s
     squares = jnp.sum(jnp.square(w), axis=0) + jnp.sum(b * (2 * scale * cross + scale**2 * product), axis=0)
     gain = magnitude / jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
     return jnp.where(scale == 0, jnp.ones_like(gain), gain)
+
+
+def merged(lora: Lora, weights: Mapping[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with its adapters added in, float32: W + scale A B, times DoRA's gain.
+
+    A tied head is one no longer if it or the embedding is adapted: the tree then has a `head_VD` of its own.
+
+    Args:
+        weights: the base's whole tree, float32; the adapted arrays are donated.
+        factors: the tree under "lora".
+    """
+    merged = {**weights, "blocks": dict(weights["blocks"])}
+    paths = [target.path for target in lora.targets]
+    if "head_VD" not in merged and {"head_VD", "embed_VD"} & {*paths}:
+        merged["head_VD"] = jnp.copy(merged["embed_VD"])
+    for target in lora.targets:
+        *parents, leaf = target.path.split(".")
+        node, of_target = merged, factors
+        for parent in parents:
+            node, of_target = node[parent], of_target[parent]
+        place = node[leaf].sharding
+        add = jax.jit(functools.partial(_merged, target=target), donate_argnums=0, out_shardings=place)
+        node[leaf] = add(node[leaf], of_target[leaf])
+    return merged
+
+
+def _merged(weight: jax.Array, factors: Factors, *, target: Target) -> jax.Array:
+    of, all_letters = letters(target.path), target.path.rsplit("_", 1)[-1]
+    a, b = both_factors(factors)
+    scales = np.array(target.scales if "L" in of.stack else target.scales[0], np.float32)
+    precise = functools.partial(jnp.einsum, precision="highest")  # a TPU would multiply in bfloat16
+    product = precise(f"{of.a},{of.b}->{all_letters}", a.astype(jnp.float32), b.astype(jnp.float32))
+    whole = weight + product * _spread_front(jnp.asarray(scales), product)
+    magnitude = magnitude_of(factors)
+    if magnitude is None:
+        return whole
+    inputs = tuple(all_letters.index(letter) for letter in of.inputs)
+    norm = jnp.sqrt(jnp.sum(jnp.square(whole), axis=inputs))
+    gain = magnitude / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+    gain = jnp.where(_spread_front(jnp.asarray(scales), gain) == 0, jnp.ones_like(gain), gain)
+    return whole * jnp.expand_dims(gain, inputs)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sft.model.lora import Factors, both_factors, letters, magnitude_of, output_gain
-from jax_sft.model.quantize import Int8, Nf4, dense
+from jax_sft.model.quantize import Quantized, dense
 
 # Of one layer: names as in the tree, without the L. Under "adapters" factors by the name of their weight.
 Weights = Mapping[str, Any]
@@ -77,7 +77,7 @@ def _product(x: jax.Array, kernel: Any, name: str) -> jax.Array:
     def multiply(x: jax.Array, kernel: Any) -> jax.Array:
         return jnp.einsum(equation, x, dense(kernel, x.dtype))
 
-    if isinstance(kernel, Int8 | Nf4):
+    if isinstance(kernel, Quantized):
         # Made anew in the backward pass: stored, the dequantised kernels of all layers would be there at one time.
         return jax.checkpoint(multiply, prevent_cse=False)(x, kernel)
     return multiply(x, kernel)

@@ -1,0 +1,168 @@
+"""The parameters of a run: which are trained and which frozen, how each is held, where they come from.
+
+In: a RunConfig and the model's files. Out: two trees that `nnx.merge` puts together, `trained` (float32: adapters under
+"lora", and what is trained in full, at its own path) and `frozen` (the rest of the base, in float32, bfloat16, int8 or
+nf4; {} in plain full fine-tuning). Only `trained` and its optimizer live in a TrainState and in checkpoints.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from jax_sft.config import RunConfig
+from jax_sft.hf.load import Pretrained, load_params
+from jax_sft.hf.peft import Adapter, check_base, read_adapter
+from jax_sft.hf.targets import adaptation, frozen_layers, trained_in_full
+from jax_sft.model.config import ModelConfig
+from jax_sft.model.decoder import abstract_params
+from jax_sft.model.lora import Lora, initial_factors, letters
+from jax_sft.model.quantize import quantize, shardings
+from jax_sft.sharding import shard_params
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What is trained of a model, and how the rest of it is held."""
+
+    model: ModelConfig
+    lora: Lora | None  # None: full fine-tuning
+    in_full: frozenset[str]  # paths of the base that are trained as they are
+    still: Mapping[str, tuple[bool, ...]]  # of those, which layers are not; paths that are not here: none
+    base: str  # of what is frozen: float32, bfloat16, or of projections int8 or nf4 (the rest is bfloat16 then)
+    adapter: Adapter | None  # what the adapters go on from; None: they start anew
+
+    @property
+    def abstract_trained(self) -> Params:
+        """The trained tree, as ShapeDtypeStructs."""
+        flat = _flat(abstract_params(self.model))
+        chosen = {path: leaf for path, leaf in flat.items() if path in self.in_full}
+        shapes = {} if self.lora is None else _flat(self.lora.shapes(self.model.sizes))
+        factors = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+        return _nested(chosen | factors)
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers that are trained."""
+        flat = _flat(abstract_params(dataclasses.replace(self.model, vocab_rows=self.model.vocab_size)))
+        total = 0 if self.lora is None else self.lora.num_params(self.model.sizes)
+        for path in self.in_full:
+            frozen = self.still.get(path, (False,))
+            total += flat[path].size * frozen.count(False) // len(frozen)
+        return total
+
+    def load(self, base: Pretrained, mesh: Mesh, *, seed: int) -> tuple[Params, Params]:
+        """Trained and frozen, spread over the mesh; adapters as they start. All processes call it."""
+        trained = self._load_full(base, mesh)
+        frozen = self.load_frozen(base, mesh)
+        if self.lora is None:
+            return trained, frozen
+        return joined(trained, self._start(joined(trained, frozen), mesh, seed=seed)), frozen
+
+    def load_frozen(self, base: Pretrained, mesh: Mesh) -> Params:
+        """The frozen part alone: what a checkpoint does not hold."""
+        paths = {path for path in _flat(abstract_params(self.model)) if path not in self.in_full}
+        if not paths:
+            return {}
+        places = shard_params(abstract_params(self.model), mesh)
+        if self.base == "float32":
+            return load_params(base, shardings=places, only=paths)
+        then = functools.partial(_quantized, kind=self.base, mesh=mesh) if self.base in ("int8", "nf4") else None
+        return load_params(base, shardings=places, dtype="bfloat16", only=paths, then=then)
+
+    def load_adapter(self, mesh: Mesh) -> Params:
+        """What the adapter's folder holds: the trained tree."""
+        assert self.adapter is not None
+        return jax.device_put(self.adapter.params, shard_params(self.adapter.params, mesh))
+
+    def _load_full(self, base: Pretrained, mesh: Mesh) -> Params:
+        if not self.in_full:
+            return {}
+        return load_params(base, shardings=shard_params(abstract_params(self.model), mesh), only=self.in_full)
+
+    def _start(self, base: Params, mesh: Mesh, *, seed: int) -> Params:
+        """The adapters, and from a folder what it says of weights that are trained in full."""
+        assert self.lora is not None
+        if self.adapter is not None:
+            return self.load_adapter(mesh)
+        abstract = {"lora": self.abstract_trained["lora"]}
+        start = functools.partial(initial_factors, self.lora, sizes=self.model.sizes, seed=seed)
+        return jax.jit(start, out_shardings=shard_params(abstract, mesh))(base)
+
+
+def of_adapter(folder: str, base: Pretrained) -> Parameters:
+    """What a folder in PEFT's format trains of a model, which is held in float32.
+
+    Raises:
+        ValueError: it cannot be read, or belongs to another model.
+    """
+    check_base(folder, base)
+    adapter = read_adapter(folder, base.config)
+    in_full = frozenset(_flat(adapter.params)) - frozenset(_flat(adapter.lora.shapes(base.config.sizes)))
+    return Parameters(model=base.config, lora=adapter.lora, in_full=in_full, still={}, base="float32", adapter=adapter)
+
+
+def parameters(config: RunConfig, base: Pretrained) -> Parameters:
+    """What a config says of the parameters of a model.
+
+    Raises:
+        ValueError: names that the model does not have, or an adapter of another model.
+    """
+    model = base.config
+    if config.lora.adapter is not None:
+        plan = of_adapter(config.lora.adapter, base)
+        assert plan.lora is not None
+        lora = dataclasses.replace(plan.lora, dropout=config.lora.dropout or plan.lora.dropout)
+        return dataclasses.replace(plan, lora=lora, base=config.lora.base)
+    if config.lora.rank > 0:
+        lora = adaptation(config.lora, model)
+        in_full = frozenset(trained_in_full(config.lora.modules_to_save, model))
+        return Parameters(model=model, lora=lora, in_full=in_full, still={}, base=config.lora.base, adapter=None)
+    frozen = frozen_layers(config.train.freeze, model)
+    paths = _flat(abstract_params(model))
+    return Parameters(
+        model=model,
+        lora=None,
+        in_full=frozenset(path for path in paths if not all(frozen.get(path, (False,)))),
+        still=MappingProxyType({path: layers for path, layers in frozen.items() if not all(layers)}),
+        base=config.model.dtype,
+        adapter=None,
+    )
+
+
+def joined(*trees: Mapping[str, Any]) -> Params:
+    """Trees that share no leaf, as one; a later one has the say where they do."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat |= _flat(tree)
+    return _nested(flat)
+
+
+def _quantized(path: str, array: jax.Array, *, kind: Any, mesh: Mesh) -> Any:
+    """A projection of the blocks, quantised; anything else as it is."""
+    name, axes = path.rsplit("_", 1)
+    if not path.startswith("blocks.") or name.rsplit(".", 1)[-1] not in _PROJECTIONS:
+        return array
+    make = functools.partial(quantize, letters=axes, inputs=letters(path).inputs, kind=kind)
+    abstract = jax.eval_shape(make, array)
+    quantized = jax.jit(make, out_shardings=shardings(axes, abstract, mesh), donate_argnums=0)(array)
+    return jax.block_until_ready(quantized)  # else the next one would be read beside both
+
+
+_PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep=".")
+
+
+def _nested(flat: Mapping[str, Any]) -> Params:
+    return traverse_util.unflatten_dict(dict(flat), sep=".")
