@@ -16,7 +16,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -99,26 +99,54 @@ def save_model(
     out = pathlib.Path(out).expanduser().resolve()
     if dtype not in DTYPES:
         raise ValueError(f"export.dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    check_stop_ids(out, stop_ids, config)
+    files, index = _plan(params, config, np.dtype(dtype), max_shard_size)
+    tensors = _fetched(files, np.dtype(dtype))
+    pad_id = find_pad_id(tokenizer, generation_config, hf_config, stop_ids, config.vocab_size)
+    generation = generation_json(generation_config, tokenizer, stop_ids, pad_id)
+    written: list[str] = []
+
+    def write(folder: pathlib.Path) -> None:
+        _write_weights(folder, files, index, tensors, np.dtype(dtype))
+        save_tokenizer(folder, tokenizer, chat_template=chat_template, pad_id=pad_id)
+        write_json(folder / "generation_config.json", generation)
+        (folder / "README.md").write_text(card.text(name or out.name, facts), encoding="utf-8")
+        written.extend(sorted([*(p.name for p in folder.iterdir()), MARK, "config.json"]))
+        write_json(folder / MARK, {"facts": dict(facts), "files": [*written, CERTIFICATE]})
+        write_json(folder / "config.json", _config_json(hf_config, config, generation, dtype))
+
+    write_together(out, source, tensors, write)
+    return [out / name for name in written]
+
+
+def check_stop_ids(out: pathlib.Path, stop_ids: Sequence[int], config: ModelConfig) -> None:
+    """An exported model ends its answers.
+
+    Raises:
+        ValueError: there is no stop id, or one is outside the vocabulary.
+    """
     strangers = [i for i in stop_ids if not 0 <= i < config.vocab_size]
     if not stop_ids or strangers:
         said = f"{strangers} are outside the vocabulary" if strangers else "there is none"
         raise ValueError(f"export to {out}: stop ids: {said}; a model without them never ends an answer")
-    files, index = _plan(params, config, np.dtype(dtype), max_shard_size)
-    tensors = _fetched(files, np.dtype(dtype))
-    pad_id = _pad_id(tokenizer, generation_config, hf_config, stop_ids, config.vocab_size)
-    generation = _generation_config(generation_config, tokenizer, stop_ids, pad_id)
-    written: list[str] = []
+
+
+def write_together(
+    out: pathlib.Path,
+    source: pathlib.Path | None,
+    tensors: Iterator[np.ndarray],
+    write: Callable[[pathlib.Path], None],
+) -> None:
+    """Process 0 writes the folder, by `write` into a sibling of it; all others take part in fetching `tensors`.
+
+    Raises:
+        ValueError, OSError: as `save_model`.
+    """
     failure: Exception | None = None
     try:
         if jax.process_index() == 0:
             with _whole_or_nothing(out, source) as folder:
-                _write_weights(folder, files, index, tensors, np.dtype(dtype))
-                save_tokenizer(folder, tokenizer, chat_template=chat_template, pad_id=pad_id)
-                _write_json(folder / "generation_config.json", generation)
-                (folder / "README.md").write_text(card.text(name or out.name, facts), encoding="utf-8")
-                written = sorted([*(p.name for p in folder.iterdir()), MARK, "config.json"])
-                _write_json(folder / MARK, {"facts": dict(facts), "files": [*written, CERTIFICATE]})
-                _write_json(folder / "config.json", _config_json(hf_config, config, generation, dtype))
+                write(folder)
     except (OSError, ValueError) as error:
         failure = error
     if jax.process_count() > 1:
@@ -131,7 +159,6 @@ def save_model(
             raise OSError(f"export to {out}: process 0 could not write it; see its message")
     if failure is not None:
         raise failure
-    return [out / name for name in written]
 
 
 def check_destination(out: str | pathlib.Path, *, source: pathlib.Path | None = None) -> None:
@@ -194,17 +221,26 @@ def _fetched(files: Mapping[str, list[Planned]], dtype: np.dtype) -> Iterator[np
     show = jax.process_index() == 0
     plan = [planned for held in files.values() for planned in held]
     for name, parts, place in tqdm(plan, "save weights", unit=" tensors", delay=1.0, disable=not show):
-        tensor = names.file_tensor((rule, _fetch(array, place, dtype=dtype)) for rule, array in parts)
-        # Some at a time: what `isfinite` answers is half as large as what it is asked of.
-        if not all(np.isfinite(part).all() for part in np.array_split(tensor.reshape(-1), 1 + tensor.size // 2**22)):
-            raise ValueError(
-                f"export: {name} holds values that are not finite in {dtype}; "
-                "choose --dtype bfloat16 or float32, or an earlier checkpoint if the training diverged"
-            )
-        yield tensor
+        tensor = names.file_tensor((rule, fetch(array, place, dtype=dtype)) for rule, array in parts)
+        yield finite(name, tensor)
 
 
-def _fetch(array: jax.Array, place: names.Shape, *, dtype: np.dtype) -> np.ndarray:
+def finite(name: str, tensor: np.ndarray) -> np.ndarray:
+    """`tensor` as it is.
+
+    Raises:
+        ValueError: it holds values that are not finite.
+    """
+    # Some at a time: what `isfinite` answers is half as large as what it is asked of.
+    if not all(np.isfinite(part).all() for part in np.array_split(tensor.reshape(-1), 1 + tensor.size // 2**22)):
+        raise ValueError(
+            f"export: {name} holds values that are not finite in {tensor.dtype}; "
+            "choose --dtype bfloat16 or float32, or an earlier checkpoint if the training diverged"
+        )
+    return tensor
+
+
+def fetch(array: jax.Array, place: names.Shape, *, dtype: np.dtype) -> np.ndarray:
     """One layer (and expert) of an array on this host, whole and cast."""
     sharding = array.sharding
     cut = tuple(sharding.shard_shape(array.shape)[i] < array.shape[i] for i in range(len(place)))
@@ -261,7 +297,7 @@ def _write_weights(
     for file, held in files.items():
         tensorfile.write(folder / file, {p.name: p.shape for p in held}, dtype, tensors)
     if index is not None:
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 @contextlib.contextmanager
@@ -318,7 +354,7 @@ def _check_place(out: pathlib.Path, source: pathlib.Path | None) -> None:
         )
 
 
-def _pad_id(
+def find_pad_id(
     tokenizer: Any,
     generation_config: Mapping[str, Any],
     hf_config: Mapping[str, Any],
@@ -332,9 +368,10 @@ def _pad_id(
     return next((i for i in [*said, *known] if i is not None and 0 <= i < vocab_size and i not in stop_ids), None)
 
 
-def _generation_config(
+def generation_json(
     source: Mapping[str, Any], tokenizer: Any, stop_ids: Sequence[int], pad_id: int | None
 ) -> dict[str, Any]:
+    """The source's generation_config.json, with what was trained to end an answer."""
     kept = {k: v for k, v in source.items() if k not in _NOT_ITS_OWN and not k.startswith("_")}
     bos_id = source.get("bos_token_id", tokenizer.bos_token_id)
     ids = {"bos_token_id": bos_id, "eos_token_id": [int(i) for i in dict.fromkeys(stop_ids)], "pad_token_id": pad_id}
@@ -357,7 +394,8 @@ def _config_json(
     return with_both_spellings(kept) | sizes | ids | {"torch_dtype": dtype, "dtype": dtype, "use_cache": True}
 
 
-def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as the files of an export are written."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,391 @@
+"""An adapter in, as Hugging Face PEFT saves it: adapter_config.json and adapter_model.safetensors, without torch.
+
+Out: an `Adapter`, our factors on the host. Layers that PEFT does not adapt have rank 0; where ranks differ, zeros fill
+up to the largest. Of a module that holds several of our weights (phi3's qkv_proj) each gets the same A and its share
+of B. Experts are read where each is a module, `...mlp.experts.3.gate_proj.lora_A.weight`, as PEFT wrote them with
+transformers 4 and vLLM reads them. The layout of `target_parameters`, which PEFT writes with transformers 5, is not.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_sft.hf import names, tensorfile
+from jax_sft.hf.adapter_names import (
+    BASE_LAYER,
+    EMBED,
+    HEAD,
+    PREFIX,
+    Factors,
+    Site,
+    Strength,
+    sites,
+    strength_of,
+    untied_rules,
+)
+from jax_sft.hf.folder import MARK, weights_sample
+from jax_sft.hf.load import Pretrained
+from jax_sft.model.config import ModelConfig
+from jax_sft.model.lora import Lora, Target
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_log = logging.getLogger(__name__)
+
+# Fields of PEFT's LoraConfig that this reads, or that change nothing once there are tensors.
+_FOLLOWED = {
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout", "peft_type"),
+    *("base_model_name_or_path", "init_lora_weights", "modules_to_save", "ensure_weight_tying"),
+}
+_INERT = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type", "auto_mapping"),
+    *("peft_version", "revision", "inference_mode", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "bias"),
+}
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base as it was
+_PARTS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter as its files describe it."""
+
+    lora: Lora
+    # Float32 on the host: the factors under "lora", and parameters that were trained in full at their own places.
+    params: dict[str, Any]
+    # Likewise, parameters of the base that nothing trained: PEFT saves an embedding or head beside its adapter.
+    base_params: dict[str, Any]
+    config: dict[str, Any]  # adapter_config.json
+    dtype: str  # of the file
+
+    @property
+    def base_name(self) -> str:
+        """The model that it was made for, as its config says; may be empty."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+
+class _Read(NamedTuple):
+    """The tensors of an adapter by what they are."""
+
+    factors: dict[str, dict[str, tensorfile.Entry]]  # of each module: "a", "b", "magnitude"
+    whole: dict[str, tensorfile.Entry]  # by their names in the model: trained in full
+    base: dict[str, tensorfile.Entry]  # likewise: of the base
+
+
+def read_adapter(folder: str | pathlib.Path, model: ModelConfig) -> Adapter:
+    """Read an adapter of `model`. The tensors say which modules have one, the config what its scales are.
+
+    Raises:
+        ValueError: the folder holds no LoRA adapter, or one of a kind that is not modelled; its files are damaged; or
+            it was made for another model.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    config = read_adapter_config(folder)
+    entries = tensorfile.read_header(_weights_file(folder))
+    read = _sorted_out(entries, folder)
+    all_sites = sites(model)
+    _check_fit(read, all_sites, model, folder, config)
+    lora, params = _factors(read, all_sites, model, folder, config)
+    wide = max((tensorfile.DTYPES[e.dtype] for e in entries.values()), key=lambda d: d.itemsize, default=None)
+    if wide is None:
+        raise ValueError(f"adapter {folder}: {WEIGHTS} holds no tensors; copy or download it again")
+    return Adapter(
+        lora=lora,
+        params=params | _whole(read.whole, model, folder, config),
+        base_params=_whole(read.base, model, folder, config | {"modules_to_save": None}),
+        config=config,
+        dtype=wide.name,
+    )
+
+
+def read_adapter_config(folder: str | pathlib.Path) -> dict[str, Any]:
+    """adapter_config.json, of an adapter that we can follow.
+
+    Raises:
+        ValueError: it is not there, or says what is not modelled.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise ValueError(f"adapter {folder}: no such folder; name one that PEFT's save_pretrained or jax-sft wrote")
+    if not path.is_file():
+        raise ValueError(f"adapter {folder}: has no {CONFIG}, so it is no adapter; name a folder that has one")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); copy or download it again") from error
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type = {config.get('peft_type')!r} is not modelled; only LORA is")
+    _check_numbers(path, config)
+    start = config.get("init_lora_weights")
+    if start not in _STARTS:
+        raise ValueError(
+            f"{path}: init_lora_weights = {start!r} means that the base's weights were changed under the adapter; save "
+            "it with PEFT as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    others = [key for key in config if key not in _FOLLOWED | _INERT and config[key]]
+    others += [] if config.get("bias", "none") == "none" else ["bias"]
+    if others:
+        said = ", ".join(f"{key} = {config[key]!r}" for key in sorted(others))
+        raise ValueError(
+            f"{path}: {said} is not modelled; merge the adapter into its base with PEFT's merge_and_unload, and name "
+            "the result with --model"
+        )
+    return config
+
+
+def check_base(folder: str | pathlib.Path, base: Pretrained) -> None:
+    """The adapter was trained on `base`: by the weights if it says which, else, with a warning, by the name.
+
+    Raises:
+        ValueError: it was trained on other weights.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    name = str(read_adapter_config(folder).get("base_model_name_or_path") or "")
+    try:
+        weights = json.loads((folder / MARK).read_text(encoding="utf-8")).get("base_weights")
+    except FileNotFoundError:
+        weights = None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / MARK}: cannot be read ({error}); copy the adapter again") from error
+    if weights is not None:
+        found = weights_sample(base.path)
+        if weights != found:
+            raise ValueError(
+                f"adapter {folder} was trained on {name} (weights {weights[:8]}), and --model is {base.path} "
+                f"({found[:8]}); name {name} with --model"
+            )
+    elif name and pathlib.PurePath(name).name.lower() != _last_name(base.path).lower():
+        _log.warning("adapter %s was made for %s, and the model is %s", folder, name, base.path)
+
+
+def _last_name(path: pathlib.Path) -> str:
+    """Of a snapshot in the hub's cache (models--org--name/snapshots/0ab1), the model's."""
+    return path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
+
+
+def _check_numbers(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def is_rank(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    checks = {"r": is_rank, "lora_alpha": is_number}
+    wrong = [key for key, fits in checks.items() if not fits(config.get(key))]
+    dropout = config.get("lora_dropout", 0.0)
+    wrong += [] if is_number(dropout) and 0 <= dropout < 1 else ["lora_dropout"]
+    for key, fits in (("rank_pattern", is_rank), ("alpha_pattern", is_number)):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or not all(map(fits, pattern.values())) or not all(map(_is_regex, pattern)):
+            wrong.append(key)
+    if wrong:
+        said = ", ".join(f"{key} = {config.get(key)!r}" for key in wrong)
+        raise ValueError(f"{path}: {said} is no value that PEFT writes there; copy or download it again")
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _weights_file(folder: pathlib.Path) -> pathlib.Path:
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    if (folder / "adapter_model.bin").is_file():
+        raise ValueError(
+            f"adapter {folder}: holds its weights only as adapter_model.bin, a pickle, which runs code when read; load "
+            "it with PEFT and save_pretrained it again, which writes safetensors"
+        )
+    raise ValueError(f"adapter {folder}: has no {WEIGHTS}; copy or download the rest of the adapter")
+
+
+def _sorted_out(entries: Mapping[str, tensorfile.Entry], folder: pathlib.Path) -> _Read:
+    read = _Read({}, {}, {})
+    numberless = names.folded([name for name, entry in entries.items() if entry.dtype not in tensorfile.DTYPES])
+    if numberless:
+        raise ValueError(
+            f"adapter {folder}: {', '.join(numberless)}: not plain numbers; save it as float32 or bfloat16"
+        )
+    for full_name, entry in entries.items():
+        name = full_name.removeprefix(PREFIX)
+        match = _PARTS.fullmatch(name)
+        if match:
+            kind = {"A": "a", "B": "b", "r": "magnitude"}[match[2][-1]]
+            read.factors.setdefault(match[1], {})[kind] = entry
+        elif name.endswith(BASE_LAYER):
+            read.base[name.removesuffix(BASE_LAYER) + ".weight"] = entry
+        else:
+            read.whole[name] = entry
+    for kind, word in (("b", "lora_B"), ("a", "lora_A")):
+        lacking = names.folded([f"{module}.{word}" for module, held in read.factors.items() if kind not in held])
+        if lacking:
+            raise ValueError(f"adapter {folder}: {', '.join(lacking)} missing; copy or download it again")
+    return read
+
+
+def _check_fit(
+    read: _Read, all_sites: list[Site], model: ModelConfig, folder: pathlib.Path, config: Mapping[str, Any]
+) -> None:
+    """Every tensor has a place in the model, and its shape."""
+    site_of = {module: site for site in all_sites for module in site.modules.values()}
+    rule_of = {name: rule for rule in untied_rules(model).values() for name in rule.names.values()}
+    stays = {name.removesuffix(".weight") for name in rule_of} - set(site_of)
+    strangers: list[str] = []
+    unfit: dict[str, list[str]] = {}
+    dora = bool(config.get("use_dora"))
+    for module, held in read.factors.items():
+        site = site_of.get(module)
+        if site is None:
+            if module in stays:
+                unfit.setdefault("can have no adapter here", []).append(module)
+            else:
+                strangers.append(f"{module}.lora_A")
+            continue
+        rank = strength_of(config, module).rank
+        wanted = {"a": (rank, site.inputs), "b": (sum(site.outputs), rank), "magnitude": (sum(site.outputs),)}
+        if not dora:
+            wanted.pop("magnitude")
+        for kind in wanted.keys() | held.keys():
+            said, found = wanted.get(kind), held[kind].shape if kind in held else None
+            if said != found:
+                unfit.setdefault(f"has shape {found}, expected {said}", []).append(f"{module}.lora_{kind}")
+        if dora and ("E" in site.letters(0).stack or module in (EMBED, HEAD)):
+            unfit.setdefault("DoRA of embedding, head and experts is not modelled", []).append(module)
+    for name, entry in {**read.whole, **read.base}.items():
+        if name not in rule_of:
+            strangers.append(name)
+        elif entry.shape != rule_of[name].file_shape:
+            unfit.setdefault(f"has shape {entry.shape}, expected {rule_of[name].file_shape}", []).append(name)
+    problems = [f"{name} is not in this model" for name in names.folded(strangers)]
+    problems += [f"{name}: {what}" for what, of in unfit.items() for name in names.folded(of)]
+    if problems:
+        made_for = config.get("base_model_name_or_path") or "another model"
+        lines = "\n".join(f"  {p}" for p in problems)
+        raise ValueError(
+            f"adapter {folder} does not fit this model; it was made for {made_for}, so name that one with --model:\n"
+            f"{lines}"
+        )
+
+
+def _numbers(entry: tensorfile.Entry, name: str, folder: pathlib.Path) -> np.ndarray:
+    x = entry.read((slice(None),) * len(entry.shape)).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError(f"adapter {folder}: {name} holds values that are not finite; train or download it again")
+    return x
+
+
+def _factors(
+    read: _Read, all_sites: list[Site], model: ModelConfig, folder: pathlib.Path, config: Mapping[str, Any]
+) -> tuple[Lora, dict[str, Any]]:
+    """All adapters, and their tree."""
+    rslora = bool(config.get("use_rslora"))
+    strengths = {module: strength_of(config, module) for module in read.factors}
+    targets: list[Target] = []
+    for site in all_sites:
+        if any(module in strengths for module in site.modules.values()):
+            ranks, scales = _of_layers(site, strengths, model, rslora=rslora)
+            targets += [Target(path=rule.path, ranks=ranks, scales=scales) for rule in site.rules]
+    lora = Lora(
+        targets=tuple(targets),
+        dropout=float(config.get("lora_dropout", 0.0)),
+        dora=bool(config.get("use_dora")),
+        start="default",
+    )
+    target_of = {target.path: target for target in targets}
+    shapes = lora.shapes(model.sizes) if targets else {}
+    tree: dict[str, Any] = {}
+    for site in all_sites:
+        if site.rules[0].path not in target_of:
+            continue
+        for rule in site.rules:
+            for name, shape in _at(shapes["lora"], rule.path).items():
+                names.put(tree, f"lora.{rule.path}.{name}", np.zeros(shape, np.float32))
+        for place, module in site.modules.items():
+            if module not in read.factors:
+                continue
+            held = {k: _numbers(entry, f"{module}.lora_{k}", folder) for k, entry in read.factors[module].items()}
+            theirs = Factors(held["a"], held["b"], held.get("magnitude"))
+            for part, rule in enumerate(site.rules):
+                scale = target_of[rule.path].scales[place[0] if place else 0]
+                # Experts of one layer share a scale; B makes up for what is another one's.
+                own = strengths[module].scale(rslora=rslora)
+                theirs_part = theirs if own == scale else theirs._replace(b=theirs.b * np.float32(own / scale))
+                node = _at(tree["lora"], rule.path)
+                for kind, x in site.to_ours(theirs_part, part).items():
+                    whole = node[next(name for name in node if name.rsplit("_", 1)[0] == kind)]
+                    whole[(*place, *(slice(size) for size in x.shape))] = x
+    return lora, tree
+
+
+def _of_layers(
+    site: Site, strengths: Mapping[str, Strength], model: ModelConfig, *, rslora: bool
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Rank and scale of each layer (one of each where there are no layers)."""
+    held: list[list[Strength]] = [[] for _ in range(model.num_layers if "{layer}" in site.module else 1)]
+    for place, module in site.modules.items():
+        held[place[0] if place else 0] += [strengths[module]] if module in strengths else []
+    ranks = tuple(max((s.rank for s in layer), default=0) for layer in held)
+    scales = tuple(next((s.scale(rslora=rslora) for s in layer if s.alpha), 0.0) for layer in held)
+    return ranks, scales
+
+
+def _whole(
+    entries: Mapping[str, tensorfile.Entry], model: ModelConfig, folder: pathlib.Path, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameters that are there in full."""
+    entries = _with_tied_head(entries, model, folder, config)
+    tree: dict[str, Any] = {}
+    for path, rule in names.rules(model).items():
+        there = {place: entries[name] for place, name in rule.names.items() if name in entries}
+        if not there:
+            continue
+        if lacking := names.folded([name for place, name in rule.names.items() if place not in there]):
+            raise ValueError(
+                f"adapter {folder}: was trained in full in some layers and not in {', '.join(lacking)}, which is not "
+                "modelled; merge it into its base with PEFT's merge_and_unload"
+            )
+        whole = np.zeros([model.sizes[x] for x in rule.stack + rule.letters], np.float32)
+        slices = tuple(slice(size) for size in rule.layer_shape)
+        for place, entry in there.items():
+            share = _numbers(entry, rule.hf, folder)[rule.file_slices(slices)]
+            whole[(*place, *slices)] = rule.from_file(share, rule.layer_shape)
+        names.put(tree, path, whole)
+    return tree
+
+
+def _with_tied_head(
+    entries: Mapping[str, tensorfile.Entry], model: ModelConfig, folder: pathlib.Path, config: Mapping[str, Any]
+) -> dict[str, tensorfile.Entry]:
+    """Where the model ties the head to the embedding, so must the adapter: PEFT trains copies, of one or of both."""
+    embed, head = entries.get(names.EMBED), entries.get(names.HEAD)
+    kept = {name: entry for name, entry in entries.items() if name != names.HEAD}
+    if not model.tied_head:
+        return dict(entries)
+    if embed is not None and head is not None:
+        if np.array_equal(_numbers(embed, names.EMBED, folder), _numbers(head, names.HEAD, folder)):
+            return kept
+    elif not config.get("modules_to_save") or config.get("ensure_weight_tying") or (embed is None and head is None):
+        return kept if head is None else kept | {names.EMBED: head}
+    raise ValueError(
+        f"adapter {folder}: has an embedding and a head that differ, which its base ties to one matrix; merge it with "
+        "PEFT's merge_and_unload into a model with tie_word_embeddings = false"
+    )
+
+
+def _at(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
+    node: Any = tree
+    for name in path.split("."):
+        node = node[name]
+    return node
