@@ -52,7 +52,9 @@ def load(
     chat_template: str | None = None,
     adapters: Sequence[str] = (),
 ) -> "Assistant":
-    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file, with adapters in PEFT's format.
+    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file; and adapters in PEFT's format.
+
+    The first adapter speaks; `with_adapter(name)` of what is returned takes another.
 
     >>> model = jax_sft.load("runs/demo/export")                    # doctest: +SKIP
     >>> model.answer("What is the capital of France?").text         # doctest: +SKIP

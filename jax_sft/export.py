@@ -89,7 +89,7 @@ def write_trained(
     exam: Exam | None,
     name: str | None = None,
 ) -> pathlib.Path:
-    """Write what was trained: all weights ("full"), or of adapters the base with them added in ("merged"), or them alone.
+    """Write what was trained: all weights ("full"), or adapters: added to their base ("merged"), or alone ("adapter").
 
     Both trees are used up.
 
