@@ -283,11 +283,12 @@ def _folded_at(which: int, names: list[str]) -> list[str]:
         pattern = name if match is None else f"{name[: match.start()]}\0{name[match.end() :]}"
         numbers_of.setdefault(pattern, []).extend([int(match.group())] if match else [])
     return [
-        p.replace("\0", str(n[0]) if len(n) == 1 else f"{{{_ranges(n)}}}") if n else p for p, n in numbers_of.items()
+        p.replace("\0", str(n[0]) if len(n) == 1 else f"{{{ranges(n)}}}") if n else p for p, n in numbers_of.items()
     ]
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as one reads them: [5, 0, 1, 2] -> "0-2,5"."""
     runs: list[list[int]] = []
     for n in sorted(numbers):
         if runs and n == runs[-1][-1] + 1:
