@@ -52,7 +52,7 @@ def load(
     chat_template: str | None = None,
     adapters: Sequence[str] = (),
 ) -> "Assistant":
-    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file; and adapters in PEFT's format.
+    """A model to talk to and to measure: a Hugging Face folder, a hub id or a .gguf file, with PEFT adapters.
 
     The first adapter speaks; `with_adapter(name)` of what is returned takes another.
 

@@ -20,8 +20,8 @@ from jax_sft.evaluate.losses import Losses
 from jax_sft.exam import Exam, examine, logits_of, make_exam
 from jax_sft.hf.folder import HUB_ID
 from jax_sft.hf.load import Pretrained, load_configured, load_model, load_params, load_pretrained
-from jax_sft.hf.peft import write_adapter
 from jax_sft.hf.save import save_model
+from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.manifest import read_config
 from jax_sft.model.decoder import abstract_params
 from jax_sft.model.lora import Lora, merged
@@ -88,10 +88,11 @@ def write_trained(
     facts: dict[str, Any],
     exam: Exam | None,
     name: str | None = None,
+    base_name: str | None = None,
 ) -> pathlib.Path:
     """Write what was trained: all weights ("full"), or adapters: added to their base ("merged"), or alone ("adapter").
 
-    Both trees are used up.
+    Both trees are used up. An adapter names its base as `base_name`, a hub id or a path; None: the path it lies at.
 
     Raises:
         ValueError: of `write_export`; the merged model says something else than the adapters beside their base.
@@ -102,20 +103,29 @@ def write_trained(
             out,
             lora=plan.lora,
             params=trained,
-            base=base,
+            config=base.config,
+            base_name=base_name or str(base.path),
             dtype=dtype,
+            tokenizer=base.tokenizer,
+            hf_config=base.hf_config,
+            generation_config=base.generation_config,
+            chat_template=base.chat_template,
+            stop_ids=base.template.stop_ids,
             facts=facts,
-            name=name,
+            rslora=plan.rslora,
             source_config=None if plan.adapter is None else plan.adapter.config,
+            name=name,
+            source=base.path,
         )
         if exam is not None:
-            certify_adapter(out, base, plan.lora, joined(trained, frozen), exam, dtype=dtype)
+            jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
+            mesh = jax.tree.leaves(trained)[0].sharding.mesh
+            certify_adapter(out.expanduser().resolve(), base, plan.lora, trained, exam, mesh=mesh, dtype=dtype)
         return out
     params = joined(trained, frozen)
     if form == "merged":
         assert plan.lora is not None
-        places = jax.tree.map(lambda x: x.sharding, trained["lora"])
-        mesh = jax.tree.leaves(places)[0].mesh
+        mesh = jax.tree.leaves(trained)[0].sharding.mesh
         jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
         base, params, said = _merged(base, plan.lora, trained, mesh, exam)
         facts = facts | said
@@ -232,6 +242,7 @@ def export_workdir(
         facts=facts,
         exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
         name=name,
+        base_name=config.model.path,
     )
     return found
 

@@ -8,7 +8,6 @@ nf4; {} in plain full fine-tuning). Only `trained` and its optimizer live in a T
 import dataclasses
 import functools
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 from jax_sft.config import RunConfig
 from jax_sft.hf.load import Pretrained, load_params
 from jax_sft.hf.peft import Adapter, check_base, read_adapter
-from jax_sft.hf.targets import adaptation, frozen_layers, trained_in_full
+from jax_sft.hf.targets import adaptation, frozen_layers, in_words, summary, trained_in_full
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params
 from jax_sft.model.lora import Lora, initial_factors, letters
@@ -36,8 +35,9 @@ class Parameters:
     model: ModelConfig
     lora: Lora | None  # None: full fine-tuning
     in_full: frozenset[str]  # paths of the base that are trained as they are
-    still: Mapping[str, tuple[bool, ...]]  # of those, which layers are not; paths that are not here: none
+    frozen_layers: Mapping[str, tuple[bool, ...]]  # which layers of a path are not, also of `in_full`; others: none
     base: str  # of what is frozen: float32, bfloat16, or of projections int8 or nf4 (the rest is bfloat16 then)
+    rslora: bool  # whether the scales are meant as alpha / sqrt(rank), which an adapter's file says
     adapter: Adapter | None  # what the adapters go on from; None: they start anew
 
     @property
@@ -55,9 +55,18 @@ class Parameters:
         flat = _flat(abstract_params(dataclasses.replace(self.model, vocab_rows=self.model.vocab_size)))
         total = 0 if self.lora is None else self.lora.num_params(self.model.sizes)
         for path in self.in_full:
-            frozen = self.still.get(path, (False,))
+            frozen = self.frozen_layers.get(path, (False,))
             total += flat[path].size * frozen.count(False) // len(frozen)
         return total
+
+    def lines(self) -> list[str]:
+        """What is trained, for the log; nothing where that is everything."""
+        lines = [] if self.lora is None else [summary(self.lora, self.model)]
+        if self.lora is not None and self.in_full:
+            lines.append(f"trained in full beside it: {in_words(dict.fromkeys(self.in_full, (True,)))}")
+        if self.lora is None and self.frozen_layers:
+            lines.append(f"frozen: {in_words(self.frozen_layers)}")
+        return lines
 
     def load(self, base: Pretrained, mesh: Mesh, *, seed: int) -> tuple[Params, Params]:
         """Trained and frozen, spread over the mesh; adapters as they start. All processes call it."""
@@ -107,7 +116,15 @@ def of_adapter(folder: str, base: Pretrained) -> Parameters:
     check_base(folder, base)
     adapter = read_adapter(folder, base.config)
     in_full = frozenset(_flat(adapter.params)) - frozenset(_flat(adapter.lora.shapes(base.config.sizes)))
-    return Parameters(model=base.config, lora=adapter.lora, in_full=in_full, still={}, base="float32", adapter=adapter)
+    return Parameters(
+        model=base.config,
+        lora=adapter.lora,
+        in_full=in_full,
+        frozen_layers={},
+        base="float32",
+        adapter=adapter,
+        rslora=bool(adapter.config.get("use_rslora")),
+    )
 
 
 def parameters(config: RunConfig, base: Pretrained) -> Parameters:
@@ -125,15 +142,24 @@ def parameters(config: RunConfig, base: Pretrained) -> Parameters:
     if config.lora.rank > 0:
         lora = adaptation(config.lora, model)
         in_full = frozenset(trained_in_full(config.lora.modules_to_save, model))
-        return Parameters(model=model, lora=lora, in_full=in_full, still={}, base=config.lora.base, adapter=None)
+        return Parameters(
+            model=model,
+            lora=lora,
+            in_full=in_full,
+            frozen_layers={},
+            base=config.lora.base,
+            adapter=None,
+            rslora=config.lora.rslora,
+        )
     frozen = frozen_layers(config.train.freeze, model)
     paths = _flat(abstract_params(model))
     return Parameters(
         model=model,
         lora=None,
         in_full=frozenset(path for path in paths if not all(frozen.get(path, (False,)))),
-        still=MappingProxyType({path: layers for path, layers in frozen.items() if not all(layers)}),
+        frozen_layers=frozen,
         base=config.model.dtype,
+        rslora=False,
         adapter=None,
     )
 

@@ -33,7 +33,7 @@ from jax_sft.export import training_facts, write_trained
 from jax_sft.generate import Sampling
 from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_configured
-from jax_sft.hf.peft import adapter_hash
+from jax_sft.hf.peft import WEIGHTS
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
@@ -127,6 +127,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     for name, value in unread_by_transformers(base.hf_config).items():
         _log.info("config.json names %s = %s: transformers does not read it, and neither is it read here", name, value)
     plan = parameters(config, base)
+    for line in plan.lines():
+        _log.info(line)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = _training_loader(config, train_set, sources)
@@ -140,7 +142,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             loader.total_steps,
             params_shape,
             b_lr_ratio=config.lora.b_lr_ratio,
-            frozen_layers=plan.still,
+            frozen_layers=plan.frozen_layers,
         )
         state_shape = abstract_state(params_shape, tx, mesh)
         checkpoints = Checkpoints(
@@ -179,7 +181,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 mesh=mesh,
                 state_shardings=state_shardings(params_shape, tx, mesh),
                 dropout_seed=config.seed if plan.lora is not None and plan.lora.dropout > 0 else None,
-                frozen_layers=plan.still,
+                frozen_layers=plan.frozen_layers,
             ),
             eval_step=make_eval_step(
                 graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
@@ -325,7 +327,9 @@ def _lora_fingerprint(config: RunConfig) -> dict[str, Any]:
     if config.lora.rank == 0 and config.lora.adapter is None:
         return {}
     said = {f"lora.{k}": v for k, v in dataclasses.asdict(config.lora).items()}
-    return said | ({} if config.lora.adapter is None else {"lora.adapter": adapter_hash(config.lora.adapter)})
+    if config.lora.adapter is not None:
+        said["lora.adapter"] = weights_sample(pathlib.Path(config.lora.adapter) / WEIGHTS)
+    return said
 
 
 @dataclasses.dataclass
@@ -446,6 +450,7 @@ def _steps(
         facts=training_facts(config, total, progress.before, progress.after),
         exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
         name=name,
+        base_name=config.model.path,
     )
     if name is not None:
         again = ["jax-sft", "export", "--workdir", run.workdir, "--out", export, "--push-to-hub", name]

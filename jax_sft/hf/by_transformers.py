@@ -1,7 +1,7 @@
 """A model folder read by transformers and torch, in a process of its own: a second opinion on what an export holds.
 
-In: a folder and rows of token ids. Out: the logits at the last positions of each row, in float32, and which tensors
-transformers missed or did not expect. torch is imported by that process alone: it is no dependency, and a host that
+In: a folder, perhaps an adapter's for PEFT to put on it, and rows of token ids. Out: the logits at the last positions of
+each row, in float32, and which tensors transformers missed or did not expect. torch is imported by that process alone: it is no dependency, and a host that
 is too small for a second copy of the model loses that process and not the run.
 """
 
@@ -33,9 +33,10 @@ class Reading(NamedTuple):
     facts: dict[str, Any]  # versions, missing_keys, unexpected_keys
 
 
-def why_not_here(num_params: int) -> str | None:
+def why_not_here(num_params: int, *, with_adapter: bool = False) -> str | None:
     """Why transformers cannot read a model of this size on this host; None if it can."""
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    needed = ("torch", "transformers", "peft") if with_adapter else ("torch", "transformers")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} is not installed"
     need, free = 4.5 * num_params, _free_bytes()  # float32, and the largest tensor once more
@@ -44,8 +45,10 @@ def why_not_here(num_params: int) -> str | None:
     return None
 
 
-def read_by_transformers(folder: pathlib.Path, rows: Sequence[Sequence[int]], *, positions: int) -> Reading:
-    """Logits of transformers, on the CPU and in float32, at the last `positions` of each row.
+def read_by_transformers(
+    folder: pathlib.Path, rows: Sequence[Sequence[int]], *, positions: int, adapter: pathlib.Path | None = None
+) -> Reading:
+    """Logits of transformers, on the CPU and in float32, at the last `positions` of each row; of PEFT with an adapter.
 
     Raises:
         RuntimeError: it cannot load the folder; with the last line it said.
@@ -53,7 +56,8 @@ def read_by_transformers(folder: pathlib.Path, rows: Sequence[Sequence[int]], *,
     """
     with tempfile.TemporaryDirectory(prefix="jax_sft.") as place:
         asked, told = pathlib.Path(place, "rows.json"), pathlib.Path(place, "logits.npz")
-        asked.write_text(json.dumps({"rows": [list(map(int, row)) for row in rows], "positions": positions}))
+        wanted = {"rows": [list(map(int, row)) for row in rows], "positions": positions}
+        asked.write_text(json.dumps(wanted | {"adapter": None if adapter is None else str(adapter)}))
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "jax_sft.hf.by_transformers", str(folder), str(asked), str(told)],
@@ -87,14 +91,25 @@ def _read(folder: str, asked: str, told: str) -> None:
     model, loaded = automatic.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
+    versions = {"version": transformers.__version__, "torch": torch.__version__}
+    missing, unexpected = [*loaded["missing_keys"]], [*loaded["unexpected_keys"]]
+    if given["adapter"]:
+        import peft
+
+        versions["peft"] = peft.__version__
+        config = peft.PeftConfig.from_pretrained(given["adapter"])
+        model = peft.get_peft_model(model, config)
+        held = peft.load_peft_weights(given["adapter"], device="cpu")
+        put = peft.set_peft_model_state_dict(model, held)
+        missing += [key for key in put.missing_keys if "lora_" in key or "modules_to_save" in key]
+        unexpected += put.unexpected_keys
     model.eval()
     with torch.no_grad():
         logits = [model(torch.tensor([row])).logits[0, -given["positions"] :].numpy() for row in given["rows"]]
     facts = {
-        "version": transformers.__version__,
-        "torch": torch.__version__,
-        "missing_keys": sorted(map(str, loaded["missing_keys"])),
-        "unexpected_keys": sorted(map(str, loaded["unexpected_keys"])),
+        **versions,
+        "missing_keys": sorted(map(str, missing)),
+        "unexpected_keys": sorted(map(str, unexpected)),
     }
     np.savez(told, facts=json.dumps(facts), **{f"row_{i}": row for i, row in enumerate(logits)})
 
