@@ -142,3 +142,9 @@ def put_batch(batch: Batch, mesh: Mesh, *, rows: np.ndarray, batch_size: int, ac
         return jax.make_array_from_callback((*grid.shape, *x.shape[1:]), sharding, part)
 
     return Batch(*(put(np.asarray(x)) for x in batch))
+
+
+def abstract_batch(batch: Batch, mesh: Mesh, *, batch_size: int, accumulation: int = 1) -> Batch:
+    """What `put_batch` makes of batches like `batch` (of any number of rows), as ShapeDtypeStructs."""
+    leading, sharding = (accumulation, batch_size // accumulation), batch_sharding(mesh, leading_axes=1)
+    return Batch(*(jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype, sharding=sharding) for x in batch))

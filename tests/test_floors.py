@@ -29,6 +29,7 @@ FLOORS = {
         "metrics",
         "step_log",
         "manifest",
+        "memory_plan",
         "signals",
     },  # the verbs
     3: {"train_loop", "certificate", "exam", "export", "assistant", "chat"},  # the story: side effects
