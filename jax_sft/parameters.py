@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
@@ -58,6 +59,29 @@ class Parameters:
             frozen = self.frozen_layers.get(path, (False,))
             total += flat[path].size * frozen.count(False) // len(frozen)
         return total
+
+    def train_flops(self, lengths: np.ndarray, predicted_tokens: int) -> int:
+        """See `ModelConfig.train_flops`; experts' adapters count as those of the experts that a token goes through."""
+        flat = _flat(abstract_params(self.model))
+        matrices = [path for path in flat if path.startswith("blocks.") and _name(path) in (*_PROJECTIONS, "router")]
+        sizes, all_trained = {path: flat[path].size for path in matrices}, 0.0
+        for path in self.in_full.intersection(matrices):
+            frozen = self.frozen_layers.get(path, (False,))
+            all_trained += sizes[path] * frozen.count(False) / len(frozen)
+        adapters = 0
+        for target in self.lora.targets if self.lora else ():
+            one = dataclasses.replace(self.lora, targets=(target,)) if self.lora else None
+            number = one.num_params(self.model.sizes) if one and target.path.startswith("blocks.") else 0
+            is_of_experts = "E" in letters(target.path).stack
+            adapters += number * self.model.experts_per_token // self.model.num_experts if is_of_experts else number
+        head = "embed_VD" if self.model.tied_head else "head_VD"
+        return self.model.train_flops(
+            lengths,
+            predicted_tokens=predicted_tokens,
+            trained_share=all_trained / sum(sizes.values()),
+            is_head_trained=head in self.in_full,
+            adapter_weights=adapters,
+        )
 
     def lines(self) -> list[str]:
         """What is trained, for the log; nothing where that is everything."""
@@ -174,13 +198,18 @@ def joined(*trees: Mapping[str, Any]) -> Params:
 
 def _quantized(path: str, array: jax.Array, *, kind: Any, mesh: Mesh) -> Any:
     """A projection of the blocks, quantised; anything else as it is."""
-    name, axes = path.rsplit("_", 1)
-    if not path.startswith("blocks.") or name.rsplit(".", 1)[-1] not in _PROJECTIONS:
+    if not path.startswith("blocks.") or _name(path) not in _PROJECTIONS:
         return array
+    axes = path.rsplit("_", 1)[-1]
     make = functools.partial(quantize, letters=axes, inputs=letters(path).inputs, kind=kind)
     abstract = jax.eval_shape(make, array)
     quantized = jax.jit(make, out_shardings=shardings(axes, abstract, mesh), donate_argnums=0)(array)
     return jax.block_until_ready(quantized)  # else the next one would be read beside both
+
+
+def _name(path: str) -> str:
+    """blocks.q_LDNH -> q."""
+    return path.rsplit(".", 1)[-1].rsplit("_", 1)[0]
 
 
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")

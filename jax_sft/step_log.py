@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from jax_sft.data.loader import Loader
 from jax_sft.metrics import Metrics, peak_flops
-from jax_sft.model.config import ModelConfig
 from jax_sft.train_step import StepMetrics
 
 _log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class StepLog:
         metrics: Metrics,
         *,
         loader: Loader,
-        model: ModelConfig,
+        flops_of: Callable[[np.ndarray, int], int],
         lr_at: Callable[[Any], Any],
         every_steps: int,
         nonfinite: Literal["stop", "skip"],
@@ -53,7 +52,7 @@ class StepLog:
     ) -> None:
         self._metrics = metrics
         self._loader = loader
-        self._model = model
+        self._flops_of = flops_of
         self._lr_at = lr_at
         self._every_steps = every_steps
         self._nonfinite = nonfinite
@@ -65,8 +64,9 @@ class StepLog:
         # between two readings may be zero, since a step can be finished long before its numbers are read.
         self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
         _log.info(
-            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens + 6 x layers x heads x head width x "
-            "sum of squared lengths, as far as windows reach) / seconds / %.3g FLOP/s (%s)",
+            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens, 4 instead of 6 for frozen weights, + 6 "
+            "x layers x heads x head width x sum of squared lengths, as far as windows reach) / seconds / %.3g FLOP/s "
+            "(%s)",
             self._peak,
             source,
         )
@@ -116,7 +116,7 @@ class StepLog:
 
     def _speed(self, lengths: np.ndarray, trained: int) -> dict[str, float]:
         """Tokens per second, padding and MFU over the last steps; the first compiles, the second is read too soon."""
-        flops = self._model.train_flops(lengths, predicted_tokens=trained)
+        flops = self._flops_of(lengths, trained)
         sums = {
             "tokens": float(lengths.sum()),
             "trained": float(trained),

@@ -37,17 +37,17 @@ from jax_sft.hf.peft import WEIGHTS
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
+from jax_sft.memory_plan import device_limit, plan_memory
 from jax_sft.metrics import Metrics
 from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
 from jax_sft.parameters import Parameters, joined, parameters
-from jax_sft.sharding import local_rows, make_mesh, put_batch
+from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
 from jax_sft.train_step import (
-    StepMetrics,
     TrainState,
     abstract_state,
     init_state,
@@ -86,7 +86,7 @@ class _Run:
     loader: Loader
     validation: Loader | None
     checkpoints: Checkpoints
-    train_step: Callable[..., tuple[TrainState, StepMetrics]]
+    train_step: jax.stages.Wrapped
     eval_step: Callable[..., Any]
     lr_at: Callable[[Any], Any]
 
@@ -381,13 +381,15 @@ def _steps(
 ) -> Outcome:
     """The loop itself."""
     config, total = run.config, run.loader.total_steps
+    if start_step < total:
+        _log_memory_plan(run, state, start_step)
     if start_step in (0, progress.owed_step):
         progress.evaluate(run, state.params, metrics, start_step)
         signals.stop_if_received()
     log = StepLog(
         metrics,
         loader=run.loader,
-        model=run.base.config,
+        flops_of=run.plan.train_flops,
         lr_at=run.lr_at,
         every_steps=config.log.every_steps,
         nonfinite=config.train.nonfinite,
@@ -457,6 +459,22 @@ def _steps(
         again = shlex.join([*map(str, again), *(["--private"] if private else [])])
         _first_process_does(lambda: push(export, name, private=private, again=again), what="the push to the hub")
     return Outcome(True, done, run.workdir, export, progress.before, progress.after)
+
+
+def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:
+    """Compile the train step, and say what it takes. All batches have one shape; jit finds it compiled at step 1."""
+    size, accumulation = run.config.train.batch_size, run.config.train.accumulation
+    no_rows = run.loader.batch(step, np.zeros(0, np.int64))
+    batch = abstract_batch(no_rows, run.mesh, batch_size=size, accumulation=accumulation)
+    plan = plan_memory(
+        state,
+        run.frozen,
+        run.train_step.lower(state, run.frozen, batch).compile(),
+        rows=size // accumulation // batch_shards(run.mesh),
+        limit_bytes=device_limit(jax.local_devices()[0]),
+    )
+    for line in plan.lines():
+        _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", line)
 
 
 def _is_due(step: int, every_steps: int | None) -> bool:

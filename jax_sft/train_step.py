@@ -107,10 +107,11 @@ def make_train_step(
     state_shardings: TrainState,
     dropout_seed: int | None = None,
     frozen_layers: Mapping[str, Sequence[bool]] = MappingProxyType({}),
-) -> Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]:
+) -> jax.stages.Wrapped:
     """The jitted optimizer step; its first argument is donated.
 
-    Takes (state, frozen, batch): `frozen` holds what is not trained, {} if all is; leaves of `batch` are [A, B, ...].
+    (state, frozen, batch) -> (state, StepMetrics): `frozen` holds what is not trained, {} if all is; leaves of `batch`
+    are [A, B, ...].
     loss = sum(weight x nll) / sum(weight) over every micro-batch, row and device. A router that has a load-balancing
     loss adds its mean over all tokens to what is differentiated, not to the Tally. A loss or gradient that is not
     finite leaves params and opt_state as they were and reports finite=False; a batch without any weight leaves them

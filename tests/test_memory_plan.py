@@ -1,7 +1,9 @@
-"""What the memory plan says of a device is what the device holds."""
+"""What the memory plan says of a device is what the device holds, and a run says it once, without a second compile."""
 
 import dataclasses
+import logging
 import re
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +21,9 @@ from jax_sft.model.decoder import abstract_params, build, random_params
 from jax_sft.model.families import read_model_config
 from jax_sft.optim import optimizer
 from jax_sft.sharding import abstract_batch, make_mesh, put_batch, shard_params
+from jax_sft.train_loop import train
 from jax_sft.train_step import TrainState, abstract_state, init_state, make_train_step, state_shardings
+from tests.tiny import run_config
 
 V, T, P = 88, 64, 16
 MODEL = read_model_config(
@@ -263,3 +267,44 @@ def test_the_limit_of_a_device_is_its_allocator_s_else_its_share_of_the_host(mon
     assert device_limit(jax.devices()[0]) == 1000
     (tmp_path / "limit").write_text("max\n")
     assert device_limit(jax.devices()[0]) == physical // 8
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_says_its_memory_before_it_trains_and_compiles_the_step_once(tmp_path, caplog, accumulation):
+    overrides = ["mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2", f"train.accumulation={accumulation}", "train.steps=2"]
+    config = run_config(tmp_path, *overrides, "data.validation=()", "checkpoint.every_steps=1")
+    caplog.set_level("INFO", logger="jax_sft")
+    with jax.log_compiles():
+        train(config, tmp_path / "w", command="test")
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("jax_sft")]
+    first = [line for line in said if line.startswith("memory on each device: parameters ")]
+    assert len(first) == 1
+    assert "would fit: about " in caplog.text
+    finished = [r.getMessage() for r in caplog.records if "Finished XLA compilation of jit(step)" in r.getMessage()]
+    assert len(finished) == 1
+
+
+def test_a_resumed_run_says_it_again_and_compiles_once_and_a_finished_one_does_neither(tmp_path, caplog):
+    overrides = ("mesh.fsdp=4", "mesh.tensor=2", "data.validation=()", "train.steps=2", "checkpoint.every_steps=1")
+    config = run_config(tmp_path, *overrides)
+    train(config, tmp_path / "w", command="test")
+    for resumes in (True, False):
+        if resumes:  # as if it had ended after step 1
+            newest = tmp_path / "w" / "checkpoints" / "00000002"
+            assert newest.is_dir()
+            shutil.rmtree(newest)
+        caplog.clear()
+        caplog.set_level("INFO", logger="jax_sft")
+        with jax.log_compiles():
+            train(config, tmp_path / "w", command="test")
+        assert ("resuming from step 1 of 2" in caplog.text) is resumes
+        assert caplog.text.count("memory on each device") == resumes
+        assert caplog.text.count("Finished XLA compilation of jit(step)") == resumes
+
+
+def test_a_plan_that_does_not_fit_is_a_warning_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("jax_sft.train_loop.device_limit", lambda device: 1000)
+    config = run_config(tmp_path, "train.steps=1")
+    assert train(config, tmp_path / "w", command="test").finished
+    (line,) = [r for r in caplog.records if "this does not fit" in r.getMessage()]
+    assert line.levelno == logging.WARNING

@@ -1,8 +1,9 @@
 """A model folder read by transformers and torch, in a process of its own: a second opinion on what an export holds.
 
-In: a folder, perhaps an adapter's for PEFT to put on it, and rows of token ids. Out: the logits at the last positions of
-each row, in float32, and which tensors transformers missed or did not expect. torch is imported by that process alone: it is no dependency, and a host that
-is too small for a second copy of the model loses that process and not the run.
+In: a folder, perhaps an adapter's that PEFT puts on it, and rows of token ids. Out: the logits at the last positions
+of each row, in float32, and which tensors transformers missed or did not expect. torch is imported by that process
+alone: it is no dependency, and a host that is too small for a second copy of the model loses that process and not the
+run.
 """
 
 import contextlib

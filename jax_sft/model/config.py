@@ -214,24 +214,36 @@ class ModelConfig:
         blocks = shapes.pop("blocks")
         return sum(math.prod(shape) for shape in [*blocks.values(), *shapes.values()])
 
-    def train_flops(self, lengths: Sequence[int] | np.ndarray, *, predicted_tokens: int) -> int:
-        """Floating point operations that a full fine-tuning step cannot avoid; the numerator of MFU.
+    def train_flops(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        predicted_tokens: int,
+        trained_share: float = 1.0,
+        is_head_trained: bool = True,
+        adapter_weights: int = 0,
+    ) -> int:
+        """Floating point operations that a training step cannot avoid; the numerator of MFU.
 
         6 x (matmul weights of the layers) x tokens, for forward (2) and both backward products (4), plus the head at
         the predicted tokens alone, plus attention over the causal half of every segment, inside the layer's window.
-        Of experts, those count that a token goes through. Padding, masked tokens, recomputation (remat) and the
+        Of experts, those count that a token goes through. A frozen weight has one backward product less: 4 instead of 6.
+        Padding, masked tokens, recomputation (remat) and the
         embedding lookup add nothing.
 
         Args:
             lengths: tokens of each segment in the step, over all devices and micro-batches; no padding.
             predicted_tokens: those that carry a target of weight above 0.
+            trained_share: of the matmul weights of the layers.
+            adapter_weights: numbers in the layers' adapters, all trained.
         """
         lengths = np.asarray(lengths, np.int64)
         per_layer = self.width * self.head_width * 2 * (self.num_heads + self.num_kv_heads)
         mlp = (3 if self.gated_mlp else 2) * self.width * self.mlp_width
         per_layer += mlp * self.experts_per_token + self.width * self.num_experts if self.num_experts else mlp
-        body = 6 * self.num_layers * per_layer * int(lengths.sum())
-        head = 6 * self.vocab_size * self.width * predicted_tokens
+        of_layers = (4 + 2 * trained_share) * self.num_layers * per_layer + 6 * adapter_weights
+        body = round(of_layers * int(lengths.sum()))
+        head = (6 if is_head_trained else 4) * self.vocab_size * self.width * predicted_tokens
         twice_seen = 0  # twice the number of (query, key) pairs, over all layers
         for window in self.windows:
             out = lengths if window is None else np.minimum(lengths, window)
