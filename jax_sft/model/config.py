@@ -227,9 +227,8 @@ class ModelConfig:
 
         6 x (matmul weights of the layers) x tokens, for forward (2) and both backward products (4), plus the head at
         the predicted tokens alone, plus attention over the causal half of every segment, inside the layer's window.
-        Of experts, those count that a token goes through. A frozen weight has one backward product less: 4 instead of 6.
-        Padding, masked tokens, recomputation (remat) and the
-        embedding lookup add nothing.
+        Of experts, those count that a token goes through. Frozen weights have one backward product less: 4, not 6.
+        Padding, masked tokens, recomputation (remat) and the embedding lookup add nothing.
 
         Args:
             lengths: tokens of each segment in the step, over all devices and micro-batches; no padding.

@@ -359,7 +359,7 @@ class Decoder(nnx.Module):
                 out_BTD = self._norm(out_BTD, weights, f"{part}_post_norm")
             return x_BTD + (out_BTD if config.residual_scale == 1 else out_BTD * config.residual_scale)
 
-        x_BTD = add(x_BTD, *project(attended_BTNH, weights, "o_NHD", dropout=dropout), "attn")
+        x_BTD = add(x_BTD, project(attended_BTNH, weights, "o_NHD", dropout=dropout)[0], "attn")
         normed_BTD = self._norm(x_BTD, weights, "mlp_norm") if config.pre_norms else x_BTD
         out_BTD, routing = (
             self._experts(normed_BTD, weights)
