@@ -567,6 +567,11 @@ def _lora_checks(run: RunConfig) -> Iterator[str]:
         yield "export.format = 'full' with adapters; choose 'merged' (the base with them added in) or 'adapter'"
     if not has_adapters and run.export.format in ("merged", "adapter"):
         yield f"export.format = {run.export.format!r}, but no adapters are trained; choose 'full', or set lora.rank"
+    if has_adapters and run.model.new_tokens and run.export.format in (None, "adapter"):
+        yield (
+            "model.new_tokens with adapters: an adapter does not carry the rows of new tokens; set export.format = "
+            "'merged', and lora.modules_to_save = ('embeddings',) if they are to be learnt"
+        )
     if lora.layers is not None and _layer_numbers(lora.layers) is None:
         yield f"lora.layers = {lora.layers!r} is no list of layers; write it as 0-3,20-27"
 

@@ -160,6 +160,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             progress = _Progress.from_notes(notes)
             progress.compare_validation(validation_set.fingerprint if validation_set else None)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
+        progress.base = config.model.path
         run = _Run(
             config=config,
             workdir=workdir,
@@ -343,6 +344,7 @@ class _Progress:
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
     validation: str | None = None  # fingerprint of the set that the losses belong to
+    base: str = ""  # the model that the checkpoint belongs to, which one of adapters is nothing without
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
