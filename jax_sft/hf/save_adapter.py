@@ -38,7 +38,7 @@ from jax_sft.hf.save import check_stop_ids, fetch, find_pad_id, finite, generati
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
-from jax_sft.model.lora import Lora, Target
+from jax_sft.model.lora import Lora, Target, letters
 
 _PEFT_VERSION = "0.18.0"  # whose format this is; PEFT reads older adapters by rules of their own
 _MERGE = "export the merged model instead: --format merged"
@@ -87,7 +87,8 @@ def write_adapter(
         hf_config, generation_config: the base's.
         chat_template, stop_ids: those that were trained with.
         facts: what the model card tells of the training.
-        rslora: whether the file's scales are alpha / sqrt(rank); the scales themselves are those of `lora` either way.
+        rslora: whether the file's scales are alpha / sqrt(rank), where there are no adapted experts; the scales
+            themselves are those of `lora` either way.
         source_config: adapter_config.json of the adapter that was trained on; what it says beyond this stays.
         name: what the model card calls the adapter; None: as the folder.
         source: the folder or file that the base was read from; its hash travels along, and it is never written to.
@@ -105,7 +106,9 @@ def write_adapter(
         raise ValueError(f"export.dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
     check_stop_ids(out, stop_ids, config)
     host_dtype = np.dtype(jnp.dtype(dtype))
-    rslora = rslora or bool((source_config or {}).get("use_rslora"))
+    # PEFT 0.21 doubles rank and alpha where it fuses experts, which keeps alpha / rank alone.
+    has_experts = any("E" in letters(target.path).stack for target in lora.targets)
+    rslora = (rslora or bool((source_config or {}).get("use_rslora"))) and not has_experts
     adapted = _adapted(lora, params, config)
     strengths = {m: strength_of_scale(one.factors.a.shape[0], one.scale, rslora=rslora) for m, one in adapted.items()}
     whole, saved = _whole(params, config, set(adapted), host_dtype)

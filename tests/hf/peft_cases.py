@@ -20,6 +20,7 @@ from jax_sft.hf.peft import Adapter
 from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import build
+from jax_sft.model.lora import Lora, Start, Target
 from tests.hf.family_cases import config_of, hf_config, params_of, tokens_of, transformers_model
 from tests.hf.models import tiny_tokenizer
 
@@ -91,10 +92,15 @@ def base_config(case: str) -> ModelConfig:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """PEFT warns of much that is meant here."""
+    """PEFT warns of much that is meant here; and torch is faster here without threads that others stop."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+    torch.set_num_threads(threads)
 
 
 def save_peft(case: str, folder: pathlib.Path) -> np.ndarray:
@@ -117,18 +123,49 @@ def save_peft(case: str, folder: pathlib.Path) -> np.ndarray:
             return model(torch.from_numpy(tokens_of(base_config(case))).long()).logits.numpy()
 
 
-def peft_logits(case: str, folder: pathlib.Path) -> np.ndarray:
+def peft_logits(base: str, folder: pathlib.Path) -> np.ndarray:
     """What PEFT answers with the adapter in `folder`, of which it has found everything and nothing else."""
     import peft
     import torch
 
-    with quiet():
-        model: Any = peft.PeftModel.from_pretrained(transformers_model(CASES[case][0]), folder).eval()
+    with quiet(), torch.no_grad():
+        model: Any = peft.PeftModel.from_pretrained(transformers_model(base), folder).eval()
+        logits = model(torch.from_numpy(tokens_of(config_of(base))).long()).logits.numpy()
         found = model.load_adapter(folder, "again")
     lost = [key for key in found.missing_keys if ".again." in key]
     assert not lost and not found.unexpected_keys, (lost, found.unexpected_keys)
-    with torch.no_grad():
-        return model(torch.from_numpy(tokens_of(base_config(case))).long()).logits.numpy()
+    return logits
+
+
+def random_adapter(
+    config: ModelConfig, *targets: Target, dora: bool = False, start: Start = "default", **full: np.ndarray
+) -> Adapter:
+    """Random factors, zero where a layer has no such rank or the vocabulary no such token."""
+    draw = np.random.default_rng(0)
+    lora = Lora(targets=targets, dropout=0.0, dora=dora, start=start)
+    tree = lora.shapes(config.sizes)
+    ranks_of = {target.path: target.ranks for target in targets}
+
+    def make(node: Any, path: str) -> Any:
+        made = {}
+        for name, held in node.items():
+            here = f"{path}.{name}".removeprefix(".")
+            if isinstance(held, dict):
+                made[name] = make(held, here)
+                continue
+            axes = name.rsplit("_", 1)[1]
+            x = np.abs(draw.normal(1, 0.3, held)) if name.startswith("magnitude") else draw.normal(0, 0.2, held)
+            if "R" in axes:
+                at = np.arange(held[axes.index("R")]).reshape([-1 if axis == "R" else 1 for axis in axes])
+                ranks = np.array(ranks_of[path]).reshape([-1 if axis == "L" else 1 for axis in axes])
+                x = np.where(at < ranks, x, 0)
+            if "V" in axes:
+                x[tuple(slice(config.vocab_size, None) if axis == "V" else slice(None) for axis in axes)] = 0
+            made[name] = x.astype(np.float32)
+        return made
+
+    params = {"lora": make(tree["lora"], "")} | full
+    return Adapter(lora=lora, params=params, base_params={}, config={}, dtype="float32")
 
 
 def merged(params: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -155,21 +192,21 @@ def our_logits(config: ModelConfig, adapter: Adapter, tokens_BT: np.ndarray) -> 
     return np.asarray(logits(params, jnp.asarray(tokens_BT, jnp.int32)))
 
 
-def write(out: pathlib.Path, case: str, adapter: Adapter, config: ModelConfig | None = None, **said: Any) -> None:
+def write(out: pathlib.Path, base: str, adapter: Adapter, **said: Any) -> None:
     """Write an adapter that was read, or one like it, with all that goes along."""
     arguments: dict[str, Any] = {
         "lora": adapter.lora,
         "params": merged(adapter.params, adapter.base_params),
-        "config": config or base_config(case),
+        "config": config_of(base),
         "base_name": "somebody/tiny",
         "dtype": adapter.dtype,
         "tokenizer": tiny_tokenizer(),
-        "hf_config": hf_config(CASES[case][0]),
+        "hf_config": hf_config(base),
         "generation_config": {},
         "chat_template": "{{ messages }}",
         "stop_ids": (2,),
         "facts": {"steps": 3},
-        "source_config": adapter.config,
+        "source_config": adapter.config or None,
     }
     write_adapter(out, **arguments | said)
 
