@@ -151,10 +151,13 @@ def strength_of_scale(rank: int, scale: float, *, rslora: bool) -> Strength:
     return Strength(rank, round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-9) else alpha)
 
 
-def strengths_config(strengths: Mapping[str, Strength]) -> dict[str, Any]:
-    """r, lora_alpha and the patterns from which `strength_of` gives each module what it has."""
-    rank = Counter(s.rank for s in strengths.values()).most_common(1)[0][0]
-    alpha = Counter(s.alpha for s in strengths.values()).most_common(1)[0][0]
+def strengths_config(strengths: Mapping[str, Strength], *, default: Strength | None = None) -> dict[str, Any]:
+    """r, lora_alpha and the patterns from which `strength_of` gives each module what it has.
+
+    The defaults are those of most modules, unless `default` says others.
+    """
+    rank = Counter(s.rank for s in strengths.values()).most_common(1)[0][0] if default is None else default.rank
+    alpha = Counter(s.alpha for s in strengths.values()).most_common(1)[0][0] if default is None else default.alpha
     return {
         "r": rank,
         "lora_alpha": alpha,

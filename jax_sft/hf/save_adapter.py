@@ -8,6 +8,7 @@ again where the three share their A; else their ranks are added up, B being zero
 """
 
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -153,6 +154,9 @@ def _adapted(lora: Lora, params: Mapping[str, Any], config: ModelConfig) -> dict
             f"export: PEFT has no adapter form that vLLM reads for {', '.join(sorted(homeless))} of a "
             f"{config.model_type} model, whose experts lie in one tensor; {_MERGE}"
         )
+    undone = [p for p in target_of if "E" in letters(p).stack or p in ("embed_VD", "head_VD")] if lora.dora else []
+    if undone:
+        raise ValueError(f"export: DoRA of embedding, head and experts is not modelled, and {', '.join(undone)} has it")
     adapted: dict[str, _One] = {}
     for site in all_sites:
         held: list[tuple[Target, dict[str, np.ndarray]] | None] = []
@@ -163,7 +167,34 @@ def _adapted(lora: Lora, params: Mapping[str, Any], config: ModelConfig) -> dict
             parts = [None if one is None else _one(site, i, place, *one) for i, one in enumerate(held)]
             if (joined := _joined(site, module, parts, dora=lora.dora)) is not None:
                 adapted[module] = joined
-    return adapted
+    return adapted | _even_experts(adapted, all_sites)
+
+
+def _even_experts(adapted: Mapping[str, _One], all_sites: Sequence[Site]) -> dict[str, _One]:
+    """Adapters of the experts, all of one rank and scale, in all layers, and of gate, up and down, or of down alone.
+
+    PEFT 0.21 fuses the experts' adapters as it loads them: what is not even it refuses, loses, or scales wrongly.
+    """
+    held = [site for site in all_sites if "E" in site.letters(0).stack]
+    there = {m: adapted[m] for site in held for m in site.modules.values() if m in adapted}
+    if not there:
+        return {}
+    rank = max(one.factors.a.shape[0] for one in there.values())
+    scale = Counter(one.scale for one in there.values()).most_common(1)[0][0]
+    touched = {site.rules[0].path for site in held if any(m in there for m in site.modules.values())}
+    if any(site.rules[0].path in touched and site.letters(0).inputs == "D" for site in held):
+        touched = {site.rules[0].path for site in held}
+    even: dict[str, _One] = {}
+    for site in held:
+        for module in site.modules.values() if site.rules[0].path in touched else ():
+            a = np.zeros((rank, site.inputs), np.float32)
+            b = np.zeros((sum(site.outputs), rank), np.float32)
+            if module in there:
+                (own_a, own_b, _), own_scale = there[module]
+                a[: len(own_a)] = own_a
+                b[:, : len(own_a)] = own_b if own_scale == scale else own_b * np.float32(own_scale / scale)
+            even[module] = _One(Factors(a, b, None), scale)
+    return even
 
 
 def _on_host(factors: Mapping[str, Any], rule: names.Rule) -> dict[str, np.ndarray]:
@@ -294,7 +325,9 @@ def _config_json(
     kept = dict(source or {})
     if not strengths:
         raise ValueError(f"export: there is no adapter to write, only parameters trained in full; {_MERGE}")
-    numbers = strengths_config(strengths)
+    # Experts have the defaults: PEFT renames them as it loads them, and patterns may miss them.
+    experts = {m: s for m, s in strengths.items() if ".experts." in m}
+    numbers = strengths_config(strengths, default=next(iter(experts.values()), None))
     if source is not None and all(strength_of(source, m) == s for m, s in strengths.items()):
         numbers = {key: source[key] for key in numbers if key in source}
     start = kept.get("init_lora_weights", True)

@@ -104,6 +104,17 @@ OURS: dict[str, tuple[str, list[Target], dict[str, Any]]] = {
         [on(f"blocks.{x}", 3, 3, 3, 3) for x in ("q_LDNH", "gate_LEDF", "up_LEDF", "down_LEFD")],
         {},
     ),
+    "some experts, ranks and scales differ": (
+        "mixtral",
+        [
+            *(on(f"blocks.{x}", 4, 4, 4, 4) for x in ("q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD")),
+            on("blocks.gate_LEDF", 3, 0, 2, 3),
+            on("blocks.down_LEFD", 2, 2, 0, 2, scale=0.4),
+        ],
+        {},
+    ),
+    "gates of experts": ("olmoe", [on("blocks.gate_LEDF", 3, 3, 3, 3)], {}),
+    "downs of experts": ("olmoe", [on("blocks.down_LEFD", 3, 3, 3, 3)], {}),
     "experts of Qwen": (
         "qwen3_moe",
         [on(f"blocks.{x}", 3, 3, 3, 3) for x in ("gate_LEDF", "up_LEDF", "down_LEFD")],
@@ -356,13 +367,12 @@ def test_an_embedding_and_a_head_that_differ_are_refused_where_the_base_ties_the
     np.testing.assert_array_equal(read_adapter(golden, tied).params["embed_VD"], table)
 
 
-@pytest.mark.parametrize("path", ["blocks.gate_LEDF", "embed_VD"])
-def test_dora_where_it_is_not_modelled_is_refused(path: str, tmp_path: pathlib.Path):
-    config = config_of("mixtral")
-    target = on(path, *[2] * (4 if "L" in path else 1))
-    write(tmp_path / "a", "mixtral", random_adapter(config, target, dora=True))
-    with pytest.raises(ValueError, match="DoRA of embedding, head and experts is not modelled"):
-        read_adapter(tmp_path / "a", config)
+def test_dora_of_a_head_is_refused(golden: pathlib.Path):
+    head = {"lora_A.weight": (4, 16), "lora_B.weight": (31, 4), "lora_magnitude_vector": (31,)}
+    save_file({f"base_model.model.lm_head.{k}": np.ones(shape, "f4") for k, shape in head.items()}, golden / FILE)
+    say(golden, use_dora=True)
+    with pytest.raises(ValueError, match="lm_head: DoRA of embedding, head and experts is not modelled"):
+        read_adapter(golden, LLAMA)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +383,7 @@ def test_dora_where_it_is_not_modelled_is_refused(path: str, tmp_path: pathlib.P
         ("starcoder2", ["blocks.q_LDNH"], ["final_norm_D"], {}, "model.norm as a whole, and final_norm_bias_D in it"),
         ("gpt_oss", ["blocks.q_LDNH"], ["blocks.sinks_LN"], {}, "blocks.sinks_LN is no module of its own"),
         ("mixtral", ["blocks.q_LDNH"], ["blocks.up_LEDF"], {}, "blocks.up_LEDF trained in full has no form in PEFT"),
+        ("mixtral", ["blocks.up_LEDF"], [], {"dora": True}, "DoRA of embedding, .* and blocks.up_LEDF has it"),
         ("llama", [], ["final_norm_D"], {}, "there is no adapter to write"),
     ],
 )
