@@ -1,4 +1,4 @@
-"""What PEFT calls the parts of an adapter, and by which of its rules adapter_config.json gives each a rank and a scale.
+"""What PEFT calls the parts of an adapter, and how they lie in its file.
 
 In: a model. Out: a `Site` for each kind of module that can have an adapter, with our weights in it: one, or several
 where the file fuses them (phi3's qkv_proj). Our factors and PEFT's are transposes of each other, letter groups flat:
@@ -12,10 +12,8 @@ L layers, E experts, D model width, N query heads, H head width, V vocabulary, R
 import dataclasses
 import functools
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -116,96 +114,3 @@ def _is_adaptable(path: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-class Strength(NamedTuple):
-    """What adapter_config.json says of one module."""
-
-    rank: int
-    alpha: float
-
-    def scale(self, *, rslora: bool) -> float:
-        """What A B is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if rslora else self.rank)
-
-
-def strength_of(config: Mapping[str, Any], module: str) -> Strength:
-    """By PEFT's rule (`get_pattern_key`): the first pattern that matches the end of the module's name, or the default.
-
-    Raises:
-        re.error: a pattern is no regular expression.
-    """
-
-    def found(patterns: Mapping[str, Any] | None, default: Any) -> Any:
-        matching = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-        return next(matching, default)
-
-    return Strength(
-        found(config.get("rank_pattern"), config["r"]), found(config.get("alpha_pattern"), config["lora_alpha"])
-    )
-
-
-def strength_of_scale(rank: int, scale: float, *, rslora: bool) -> Strength:
-    """Rank and alpha that make this scale; an alpha that is whole but for rounding is whole."""
-    alpha = scale * (math.sqrt(rank) if rslora else rank)
-    return Strength(rank, round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-9) else alpha)
-
-
-def strengths_config(strengths: Mapping[str, Strength], *, default: Strength | None = None) -> dict[str, Any]:
-    """r, lora_alpha and the patterns from which `strength_of` gives each module what it has.
-
-    The defaults are those of most modules, unless `default` says others.
-    """
-    rank = Counter(s.rank for s in strengths.values()).most_common(1)[0][0] if default is None else default.rank
-    alpha = Counter(s.alpha for s in strengths.values()).most_common(1)[0][0] if default is None else default.alpha
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": _pattern({m: s.rank for m, s in strengths.items()}, rank),
-        "alpha_pattern": _pattern({m: s.alpha for m, s in strengths.items()}, alpha),
-    }
-
-
-def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
-    """Those that differ: by the last part of their names where all of that last part agree, else by whole names."""
-    by_leaf: dict[str, dict[str, float]] = {}
-    for module, value in values.items():
-        by_leaf.setdefault(module.rpartition(".")[2], {})[module] = value
-    pattern: dict[str, float] = {}
-    for leaf, held in by_leaf.items():
-        one = set(held.values())
-        pattern |= {leaf: one.pop()} if len(one) == 1 and default not in one else held
-    return {key: value for key, value in pattern.items() if value != default}
-
-
-def targets_config(adapted: Sequence[str], config: ModelConfig) -> dict[str, Any]:
-    """target_modules and layers_to_transform that name just these modules, as short as PEFT's matching allows."""
-    everything = [module for site in sites(config) for module in site.modules.values()]
-    leaves = sorted({module.rpartition(".")[2] for module in adapted})
-    same = [module for module in everything if module.rpartition(".")[2] in leaves]
-    if set(same) == set(adapted):
-        return {"target_modules": leaves, "layers_to_transform": None}
-    layers = sorted({layer for module in adapted if (layer := layer_of(module)) is not None})
-    in_layers = [module for module in same if layer_of(module) in layers]
-    if set(in_layers) == set(adapted):
-        return {"target_modules": leaves, "layers_to_transform": layers}
-    return {"target_modules": sorted(adapted), "layers_to_transform": None}
-
-
-def layer_of(module: str) -> int | None:
-    """The layer that a module is in."""
-    match = re.match(r"model\.layers\.(\d+)\.", module)
-    return int(match[1]) if match else None
-
-
-def saved_config(modules: Iterable[str], config: ModelConfig) -> list[str]:
-    """modules_to_save that names just these modules: PEFT takes every module whose name ends so."""
-    whole = {name.rpartition(".")[0] for rule in untied_rules(config).values() for name in rule.names.values()}
-    wanted, endings = set(modules), []
-    while wanted:
-        parts = min(wanted, key=lambda m: (m.count("."), m)).split(".")
-        tails = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
-        ending = next(t for t in tails if (ends := {m for m in whole if m.endswith(t)}) <= wanted and ends)
-        endings.append(ending)
-        wanted -= {m for m in wanted if m.endswith(ending)}
-    return endings

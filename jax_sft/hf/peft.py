@@ -9,7 +9,6 @@ transformers 4 and vLLM reads them. The layout of `target_parameters`, which PEF
 import dataclasses
 import json
 import logging
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_sft.hf import names, tensorfile
+from jax_sft.hf.adapter_config import Strength, read_adapter_config, strength_of
 from jax_sft.hf.adapter_names import (
     BASE_LAYER,
     EMBED,
@@ -25,9 +25,7 @@ from jax_sft.hf.adapter_names import (
     PREFIX,
     Factors,
     Site,
-    Strength,
     sites,
-    strength_of,
     untied_rules,
 )
 from jax_sft.hf.folder import MARK, weights_sample
@@ -35,20 +33,9 @@ from jax_sft.hf.load import Pretrained
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.lora import Lora, Target
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _log = logging.getLogger(__name__)
 
-# Fields of PEFT's LoraConfig that this reads, or that change nothing once there are tensors.
-_FOLLOWED = {
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout", "peft_type"),
-    *("base_model_name_or_path", "init_lora_weights", "modules_to_save", "ensure_weight_tying"),
-}
-_INERT = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "task_type", "auto_mapping"),
-    *("peft_version", "revision", "inference_mode", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
-    *("corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "bias"),
-}
-_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base as it was
 _PARTS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
 
 
@@ -104,44 +91,6 @@ def read_adapter(folder: str | pathlib.Path, model: ModelConfig) -> Adapter:
     )
 
 
-def read_adapter_config(folder: str | pathlib.Path) -> dict[str, Any]:
-    """adapter_config.json, of an adapter that we can follow.
-
-    Raises:
-        ValueError: it is not there, or says what is not modelled.
-    """
-    folder = pathlib.Path(folder).expanduser()
-    path = folder / CONFIG
-    if not folder.is_dir():
-        raise ValueError(f"adapter {folder}: no such folder; name one that PEFT's save_pretrained or jax-sft wrote")
-    if not path.is_file():
-        raise ValueError(f"adapter {folder}: has no {CONFIG}, so it is no adapter; name a folder that has one")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); copy or download it again") from error
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type = {config.get('peft_type')!r} is not modelled; only LORA is")
-    _check_numbers(path, config)
-    start = config.get("init_lora_weights")
-    if start not in _STARTS:
-        raise ValueError(
-            f"{path}: init_lora_weights = {start!r} means that the base's weights were changed under the adapter; save "
-            "it with PEFT as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
-    others = [key for key in config if key not in _FOLLOWED | _INERT and config[key]]
-    others += [] if config.get("bias", "none") == "none" else ["bias"]
-    if others:
-        said = ", ".join(f"{key} = {config[key]!r}" for key in sorted(others))
-        raise ValueError(
-            f"{path}: {said} is not modelled; merge the adapter into its base with PEFT's merge_and_unload, and name "
-            "the result with --model"
-        )
-    return config
-
-
 def check_base(folder: str | pathlib.Path, base: Pretrained) -> None:
     """The adapter was trained on `base`: by the weights if it says which, else, with a warning, by the name.
 
@@ -170,34 +119,6 @@ def check_base(folder: str | pathlib.Path, base: Pretrained) -> None:
 def _last_name(path: pathlib.Path) -> str:
     """Of a snapshot in the hub's cache (models--org--name/snapshots/0ab1), the model's."""
     return path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
-
-
-def _check_numbers(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-    def is_number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-    def is_rank(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-    checks = {"r": is_rank, "lora_alpha": is_number}
-    wrong = [key for key, fits in checks.items() if not fits(config.get(key))]
-    dropout = config.get("lora_dropout", 0.0)
-    wrong += [] if is_number(dropout) and 0 <= dropout < 1 else ["lora_dropout"]
-    for key, fits in (("rank_pattern", is_rank), ("alpha_pattern", is_number)):
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(map(fits, pattern.values())) or not all(map(_is_regex, pattern)):
-            wrong.append(key)
-    if wrong:
-        said = ", ".join(f"{key} = {config.get(key)!r}" for key in wrong)
-        raise ValueError(f"{path}: {said} is no value that PEFT writes there; copy or download it again")
-
-
-def _is_regex(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _weights_file(folder: pathlib.Path) -> pathlib.Path:

@@ -17,6 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sft.hf import card, names, tensorfile
+from jax_sft.hf.adapter_config import (
+    CONFIG,
+    Strength,
+    saved_config,
+    strength_of,
+    strength_of_scale,
+    strengths_config,
+    targets_config,
+)
 from jax_sft.hf.adapter_names import (
     BASE_LAYER,
     EMBED,
@@ -25,16 +34,10 @@ from jax_sft.hf.adapter_names import (
     PREFIX,
     Factors,
     Site,
-    Strength,
-    saved_config,
     sites,
-    strength_of,
-    strength_of_scale,
-    strengths_config,
-    targets_config,
 )
 from jax_sft.hf.folder import HUB_ID, MARK, weights_sample
-from jax_sft.hf.peft import CONFIG, WEIGHTS
+from jax_sft.hf.peft import WEIGHTS
 from jax_sft.hf.save import check_stop_ids, fetch, find_pad_id, finite, generation_json, write_json, write_together
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig

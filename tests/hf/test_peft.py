@@ -1,7 +1,10 @@
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -37,6 +40,23 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
 def assert_same(first: Adapter, second: Adapter) -> None:
     assert first.lora == second.lora
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+def with_embedding(adapter: Adapter) -> dict[str, Any]:
+    """What is trained, and an embedding trained in full."""
+    return adapter.params | {"embed_VD": np.resize(np.float32([1, -0.0, 2]), (LLAMA.vocab_rows, LLAMA.width))}
+
+
+def spread(params: Any) -> Any:
+    """Arrays cut over eight devices along an axis that eight divides."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+
+    def put(x: np.ndarray) -> jax.Array:
+        cut = next((i for i in reversed(range(x.ndim)) if x.shape[i] % 8 == 0), None)
+        sharding = NamedSharding(mesh, PartitionSpec(*["fsdp" if i == cut else None for i in range(x.ndim)]))
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    return jax.tree.map(put, params)
 
 
 @pytest.fixture
@@ -173,17 +193,9 @@ def test_what_fills_up_and_what_pads_the_vocabulary_is_not_written(tmp_path: pat
 
 def test_an_adapter_that_lies_over_devices_is_written_with_the_same_bytes(tmp_path: pathlib.Path):
     adapter = read_adapter(GOLDEN, LLAMA)
-    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
-
-    def spread(x: np.ndarray) -> jax.Array:
-        cut = next((i for i in reversed(range(x.ndim)) if x.shape[i] % 8 == 0), None)
-        return jax.device_put(
-            x, NamedSharding(mesh, PartitionSpec(*["fsdp" if i == cut else None for i in range(x.ndim)]))
-        )
-
-    params = adapter.params | {"embed_VD": np.zeros((LLAMA.vocab_rows, 16), np.float32), "lora": adapter.params["lora"]}
+    params = with_embedding(adapter)
     write(tmp_path / "host", "llama", adapter, params=params)
-    write(tmp_path / "devices", "llama", adapter, params=jax.tree.map(spread, params))
+    write(tmp_path / "devices", "llama", adapter, params=spread(params))
     assert (tmp_path / "host" / FILE).read_bytes() == (tmp_path / "devices" / FILE).read_bytes()
 
 
@@ -446,3 +458,42 @@ def test_an_adapter_of_peft_is_held_to_the_name_of_its_base_with_a_warning(
     say(golden, base_model_name_or_path="hub/SmolLM3")
     check_base(golden, base)
     assert "was made for hub/SmolLM3, and the model is" in caplog.text
+
+
+TWO_PROCESSES = """
+import pathlib, sys
+import jax
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+from tests.hf.test_peft import GOLDEN, LLAMA, read_adapter, spread, with_embedding, write
+adapter = read_adapter(GOLDEN, LLAMA)
+params = spread(with_embedding(adapter))
+assert not params["embed_VD"].is_fully_addressable
+write(pathlib.Path(folder + "/out"), "llama", adapter, params=params)
+params["embed_VD"] *= float("nan")
+try:
+    write(pathlib.Path(folder + "/nan"), "llama", adapter, params=params)
+except ValueError as error:
+    print("NAN", error)
+"""
+
+
+def test_two_processes_write_the_adapter_that_one_does(tmp_path: pathlib.Path, free_port: int):
+    env = os.environ | {"PYTHONPATH": ".", "JAX_NUM_CPU_DEVICES": "4"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(free_port), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for rank in range(2)
+    ]
+    said = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert all("NAN export: base_model.model.model.embed_tokens.weight holds values" in out for out, _ in said)
+    adapter = read_adapter(GOLDEN, LLAMA)
+    write(tmp_path / "alone", "llama", adapter, params=with_embedding(adapter))
+    assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "alone" / FILE).read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "alone"}
