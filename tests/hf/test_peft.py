@@ -240,6 +240,7 @@ def test_the_config_names_what_is_adapted_in_as_few_words_as_peft_understands(tm
     assert (mixed["target_modules"], mixed["layers_to_transform"]) == ([q.format(0), v.format(1)], None)
     root = said(on("blocks.q_LDNH", 4, 4, 4, 4), rslora=True)
     assert (root["use_rslora"], root["lora_alpha"]) == (True, 3)
+    assert read_adapter(tmp_path / "a", LLAMA).lora.targets[0].scales == (1.5,) * 4
 
 
 def test_what_an_imported_config_says_beyond_the_adapter_stays(tmp_path: pathlib.Path):
@@ -450,7 +451,7 @@ def test_an_adapter_of_peft_is_held_to_the_name_of_its_base_with_a_warning(
 ):
     write_folder(tmp_path / "SmolLM2")
     base = load_pretrained(tmp_path / "SmolLM2")
-    say(golden, base_model_name_or_path="hub/smollm2")
+    say(golden, base_model_name_or_path="hub/SMOLLM2")
     check_base(golden, base)
     snapshot = tmp_path / "models--hub--smollm2" / "snapshots" / "0ab1"
     check_base(golden, dataclasses.replace(base, path=snapshot))
