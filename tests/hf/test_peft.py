@@ -44,7 +44,7 @@ def assert_same(first: Adapter, second: Adapter) -> None:
 
 def with_embedding(adapter: Adapter) -> dict[str, Any]:
     """What is trained, and an embedding trained in full."""
-    return adapter.params | {"embed_VD": np.resize(np.float32([1, -0.0, 2]), (LLAMA.vocab_rows, LLAMA.width))}
+    return adapter.params | {"embed_VD": np.resize(np.array([1, -0.0, 2], np.float32), (LLAMA.vocab_rows, LLAMA.width))}
 
 
 def spread(params: Any) -> Any:
