@@ -21,7 +21,7 @@ from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_model
 from jax_sft.model.decoder import build
-from jax_sft.parameters import joined, of_adapter
+from jax_sft.parameters import of_adapter
 from jax_sft.sharding import batch_shards, make_mesh
 from jax_sft.train_step import make_eval_step
 
@@ -158,7 +158,7 @@ def load_assistant(
         plan = of_adapter(folder, base)
         own = base if chat_template is not None else dataclasses.replace(base, chat_template=_template(folder, base))
         graphdef = build(base.config, dtype=dtype, attention="auto", lora=plan.lora)
-        voices[name] = Voice(own, graphdef, joined(base.params or {}, plan.load_adapter(mesh)))
+        voices[name] = Voice(own, graphdef, plan.beside(base.params, mesh))
     voices[None] = Voice(base, build(base.config, dtype=dtype, attention="auto"), base.params)
     base, graphdef, params = next(iter(voices.values()))
     return Assistant(base=base, template=base.template, graphdef=graphdef, params=params, mesh=mesh, voices=voices)

@@ -31,9 +31,9 @@ from jax_sft.hf.by_transformers import UnreadError, read_by_transformers, why_no
 from jax_sft.hf.folder import CERTIFICATE, weight_files
 from jax_sft.hf.load import Pretrained, load_params, load_pretrained
 from jax_sft.hf.peft import WEIGHTS, read_adapter
-from jax_sft.model.decoder import abstract_params, build
+from jax_sft.model.decoder import build
 from jax_sft.model.lora import Lora
-from jax_sft.parameters import joined
+from jax_sft.parameters import Parameters, joined
 from jax_sft.sharding import shard_params
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def certify(
 
 
 def certify_adapter(
-    folder: pathlib.Path, base: Pretrained, lora: Lora, trained: Any, exam: Exam, *, mesh: Mesh, dtype: str
+    folder: pathlib.Path, base: Pretrained, plan: Parameters, trained: Any, exam: Exam, *, mesh: Mesh, dtype: str
 ) -> dict[str, Any]:
     """Read an adapter's folder back and write its certificate; all processes call it.
 
@@ -113,8 +113,8 @@ def certify_adapter(
         return _not_made(folder, "the folder is not seen by every process")
     said: dict[str, Any] = {"dtype": dtype, **_rows(exam)}
     try:
-        weights = load_params(base, shardings=shard_params(abstract_params(base.config), mesh))
-        trained_RPV = logits_of(base, joined(weights, trained), exam, lora=lora)
+        weights = plan.load_base(base, mesh)
+        trained_RPV = logits_of(base, joined(weights, trained), exam, lora=plan.lora)
         again = read_adapter(folder, base.config)
         params = joined(weights, jax.device_put(again.params, shard_params(again.params, mesh)))
         read_RPV = logits_of(base, params, exam, lora=again.lora)

@@ -19,12 +19,11 @@ from jax_sft.config import MeshConfig, RunConfig, export_dtype
 from jax_sft.evaluate.losses import Losses
 from jax_sft.exam import Exam, examine, logits_of, make_exam
 from jax_sft.hf.folder import HUB_ID
-from jax_sft.hf.load import Pretrained, load_configured, load_model, load_params, load_pretrained
+from jax_sft.hf.load import Pretrained, load_configured, load_model, load_pretrained
 from jax_sft.hf.save import save_model
 from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.manifest import read_config
-from jax_sft.model.decoder import abstract_params
-from jax_sft.model.lora import Lora, merged
+from jax_sft.model.lora import merged
 from jax_sft.parameters import Parameters, joined, of_adapter, parameters
 from jax_sft.sharding import make_mesh, shard_params
 
@@ -120,14 +119,14 @@ def write_trained(
         if exam is not None:
             jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
             mesh = jax.tree.leaves(trained)[0].sharding.mesh
-            certify_adapter(out.expanduser().resolve(), base, plan.lora, trained, exam, mesh=mesh, dtype=dtype)
+            certify_adapter(out.expanduser().resolve(), base, plan, trained, exam, mesh=mesh, dtype=dtype)
         return out
     params = joined(trained, frozen)
     if form == "merged":
         assert plan.lora is not None
         mesh = jax.tree.leaves(trained)[0].sharding.mesh
         jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
-        base, params, said = _merged(base, plan.lora, trained, mesh, exam)
+        base, params, said = _merged(base, plan, trained, mesh, exam)
         facts = facts | said
     return write_export(
         base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts=facts, exam=exam, name=name
@@ -135,15 +134,16 @@ def write_trained(
 
 
 def _merged(
-    base: Pretrained, lora: Lora, trained: Any, mesh: Mesh, exam: Exam | None
+    base: Pretrained, plan: Parameters, trained: Any, mesh: Mesh, exam: Exam | None
 ) -> tuple[Pretrained, Any, dict[str, Any]]:
     """The model with its adapters in its weights, and what is to be said of it.
 
     They are added to the weights of the base's files in float32, also where the frozen base was held in fewer bits.
     """
-    factors = trained["lora"]
+    lora, factors = plan.lora, trained["lora"]
+    assert lora is not None
     in_full = {key: tree for key, tree in trained.items() if key != "lora"}
-    weights = joined(load_params(base, shardings=shard_params(abstract_params(base.config), mesh)), in_full)
+    weights = joined(plan.load_base(base, mesh), in_full)
     beside = None if exam is None else logits_of(base, joined(weights, {"lora": factors}), exam, lora=lora)
     params = merged(lora, weights, factors)
     if base.config.tied_head and "head_VD" in params:

@@ -107,9 +107,25 @@ class Parameters:
             return {}
         places = shard_params(abstract_params(self.model), mesh)
         if self.base == "float32":
-            return load_params(base, shardings=places, only=paths)
+            return joined(load_params(base, shardings=places, only=paths), self._saved_beside(places, "float32"))
         then = functools.partial(_quantized, kind=self.base, mesh=mesh) if self.base in ("int8", "nf4") else None
-        return load_params(base, shardings=places, dtype="bfloat16", only=paths, then=then)
+        frozen = load_params(base, shardings=places, dtype="bfloat16", only=paths, then=then)
+        return joined(frozen, self._saved_beside(places, "bfloat16"))
+
+    def load_base(self, base: Pretrained, mesh: Mesh) -> Params:
+        """The whole base in float32, as it was before anything was trained."""
+        places = shard_params(abstract_params(self.model), mesh)
+        return joined(load_params(base, shardings=places), self._saved_beside(places, "float32"))
+
+    def beside(self, weights: Any, mesh: Mesh) -> Params:
+        """The adapter's folder and the base's `weights`, together."""
+        places = shard_params(abstract_params(self.model), mesh)
+        return joined(weights, self._saved_beside(places, "float32"), self.load_adapter(mesh))
+
+    def _saved_beside(self, places: Params, dtype: str) -> Params:
+        """What an adapter's folder holds of its base: PEFT saves an embedding or head that has an adapter."""
+        flat, place_of = _flat(self.adapter.base_params if self.adapter else {}), _flat(places)
+        return _nested({path: jax.device_put(x.astype(dtype), place_of[path]) for path, x in flat.items()})
 
     def load_adapter(self, mesh: Mesh) -> Params:
         """What the adapter's folder holds: the trained tree."""

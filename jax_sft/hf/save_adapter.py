@@ -36,7 +36,7 @@ from jax_sft.hf.adapter_names import (
     Site,
     sites,
 )
-from jax_sft.hf.folder import HUB_ID, MARK, weights_sample
+from jax_sft.hf.folder import CERTIFICATE, HUB_ID, MARK, weights_sample
 from jax_sft.hf.peft import WEIGHTS
 from jax_sft.hf.save import check_stop_ids, fetch, find_pad_id, finite, generation_json, write_json, write_together
 from jax_sft.hf.tokenizer import save_tokenizer
@@ -132,7 +132,7 @@ def write_adapter(
         (folder / "README.md").write_text(card.text(name or out.name, facts, adapter_of=base), encoding="utf-8")
         written.extend(sorted([*(p.name for p in folder.iterdir()), MARK, CONFIG]))
         weights = None if source is None else weights_sample(source)
-        write_json(folder / MARK, {"facts": dict(facts), "base_weights": weights, "files": written})
+        write_json(folder / MARK, {"facts": dict(facts), "base_weights": weights, "files": [*written, CERTIFICATE]})
         write_json(folder / CONFIG, dict(sorted(said.items())))
 
     write_together(out, source, made, write)

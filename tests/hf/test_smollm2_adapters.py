@@ -42,7 +42,9 @@ def test_a_real_model_with_an_adapter_says_what_it_says_in_peft(
     import peft
     import torch
 
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **VARIANTS[variant])
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **VARIANTS[variant]
+    )
     adapted = peft.get_peft_model(theirs, config)
     torch.manual_seed(0)
     for name, weight in adapted.named_parameters():
