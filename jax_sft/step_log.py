@@ -64,8 +64,8 @@ class StepLog:
         # between two readings may be zero, since a step can be finished long before its numbers are read.
         self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
         _log.info(
-            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens, 4 for 6 where frozen, + 6 x layers x "
-            "heads x head width x sum of squared lengths, within windows) / seconds / %.3g FLOP/s (%s)",
+            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens, 4 where frozen, + 6 x layers x heads x "
+            "head width x sum of squared lengths, as far as windows reach) / seconds / %.3g FLOP/s (%s)",
             self._peak,
             source,
         )
