@@ -34,6 +34,7 @@ from jax_sft.hf.peft import WEIGHTS, read_adapter
 from jax_sft.model.decoder import build
 from jax_sft.model.lora import Lora
 from jax_sft.parameters import Parameters, joined
+from jax_sft.progress import stage
 from jax_sft.sharding import shard_params
 
 _log = logging.getLogger(__name__)
@@ -71,8 +72,9 @@ def certify(
         again = dataclasses.replace(again, config=padded)
         problems = _differences(base, again)
         params = load_params(again, shardings=shardings, dtype=dtype)
-        read_RPV = logits_of(again, params, exam)
-        digests = digests_of(params)
+        with stage("asking the export"):
+            read_RPV = logits_of(again, params, exam)
+            digests = digests_of(params)
     except ValueError as error:
         return _file(folder, said, [f"it cannot be read: {error}"])
     except (MemoryError, RuntimeError) as error:
@@ -94,7 +96,8 @@ def certify(
     if not difference <= _OWN_TOLERANCE * largest:  # written so that NaN is a problem
         problems.append(f"logits read back differ by {difference:.3g}, where the largest is {largest:.3g}")
     if exam.messages is not None and not problems:
-        said["answer"] = _answer(again, params, exam.messages)
+        with stage("hearing the export's answer"):
+            said["answer"] = _answer(again, params, exam.messages)
     said["transformers"], more = _by_transformers(folder, again, params, exam, read_RPV)
     return _file(folder, said, problems + more)
 
@@ -214,7 +217,8 @@ def _by_transformers(
         # Some models make much of little: then so do two programs that round in different places.
         almost = dict(params) | {"embed_VD": nudged(params["embed_VD"])}
         lora = None if adapted is None else adapted.lora
-        by_nudge = float(np.abs(logits_of(again, almost, exam, lora=lora) - ours_RPV).max())
+        with stage("asking the export, nudged"):
+            by_nudge = float(np.abs(logits_of(again, almost, exam, lora=lora) - ours_RPV).max())
         said["largest_difference_by_a_nudge_of_1e-6"] = _number(by_nudge)
         tolerance = max(tolerance, by_nudge)
     if not difference <= tolerance:
@@ -234,7 +238,8 @@ def _second_opinion(
         return {"skipped": reason}, [], 0.0
     try:
         adapter = None if adapted is None else adapted.folder
-        reading = read_by_transformers(folder, exam.rows, positions=POSITIONS, adapter=adapter)
+        with stage("asking transformers"):
+            reading = read_by_transformers(folder, exam.rows, positions=POSITIONS, adapter=adapter)
     except UnreadError as error:
         return {"skipped": str(error)}, [], 0.0
     except RuntimeError as error:
@@ -269,7 +274,8 @@ def _file(folder: pathlib.Path, said: Mapping[str, Any], problems: list[str]) ->
     certificate = verdict | made | dict(said)
     if jax.process_index() == 0:
         held = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else weight_files(folder)
-        certificate["sha256"] = {file.name: _sha256(file) for file in held}
+        with stage("checksums of the export"):
+            certificate["sha256"] = {file.name: _sha256(file) for file in held}
         partial = folder.with_name(f".{folder.name}.{CERTIFICATE}")
         partial.write_text(json.dumps(certificate, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, folder / CERTIFICATE)

@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jax_sft.config import CheckpointConfig
+from jax_sft.progress import stage
 from jax_sft.seal import seal_problem, write_seal
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Checkpoints:
         Raises:
             OSError: it found the disk full.
         """
-        with self._explained():
+        with self._explained(), stage("saving a checkpoint"):
             self._manager.wait_until_finished()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
@@ -241,7 +242,8 @@ class Checkpoints:
             try:
                 host = self._host_notes(step)
                 self._compare_fingerprint(step, host["fingerprint"])
-                loaded = load(step, host["extra"])
+                with stage(f"restoring step {step}"):
+                    loaded = load(step, host["extra"])
             except (FingerprintError, MemoryError):
                 raise
             except Exception as error:

@@ -25,6 +25,7 @@ from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.manifest import read_config
 from jax_sft.model.lora import merged
 from jax_sft.parameters import Parameters, joined, of_adapter, parameters
+from jax_sft.progress import stage
 from jax_sft.sharding import make_mesh, shard_params
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def write_export(
     Raises:
         ValueError: of `save_model`; or the folder does not hold what was trained.
     """
-    trained = None if exam is None else examine(base, params, exam, dtype=dtype)
+    with stage("asking the trained model"):
+        trained = None if exam is None else examine(base, params, exam, dtype=dtype)
     save_model(
         out,
         config=base.config,

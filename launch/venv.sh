@@ -38,21 +38,39 @@ find_python() {
     fi
 }
 
-# pip_install ARGUMENTS: pip under the pins, its output in a log file, a line that counts the packages on a terminal.
+# tells_progress: whether pip can say to a pipe how far a download is: 24.1 and newer.
+tells_progress() {
+    "$PY" -m pip install --progress-bar raw --help >/dev/null 2>&1
+}
+
+# pip_install ARGUMENTS: pip under the pins, its output in a log file; on a terminal a line that counts the packages and
+# says how far the download of a large one is.
 pip_install() {
-    local log=$VENV/install.log count=0
-    if ! "$PY" -m pip install --disable-pip-version-check --no-input --progress-bar off --constraint "$PINS" "$@" 2>&1 |
-        tee -a "$log" | while read -r word name _; do
-        if [[ -t 1 && $word == Collecting ]]; then
-            count=$((count + 1))
-            printf '\r  %3d %-50.50s' "$count" "$name"
-        fi
-    done; then
+    local log=$VENV/install.log bar=off count=0 line what='' loaded size
+    if [[ -t 1 ]] && tells_progress; then bar=raw; fi
+    if ! "$PY" -m pip install --disable-pip-version-check --no-input --progress-bar "$bar" --constraint "$PINS" "$@" 2>&1 |
+        while IFS= read -r line; do
+            if [[ $line =~ ^Progress\ ([0-9]+)\ of\ ([0-9]+) ]]; then
+                loaded=$((BASH_REMATCH[1] / 1000000)) size=$((BASH_REMATCH[2] / 1000000))
+                if ((size)); then printf '\r  %3d %-50.50s %5d of %4d MB' "$count" "$what" "$loaded" "$size"; fi
+                continue
+            fi
+            printf '%s\n' "$line" >>"$log"
+            if [[ ! -t 1 ]]; then continue; fi
+            if [[ $line =~ ^(Collecting|Processing)\ ([^ ]+) ]]; then
+                count=$((count + 1)) what=${BASH_REMATCH[2]##*/}
+            elif [[ $line =~ ^\ *Downloading\ (.*/)?([^/]+)$ ]]; then # with its size
+                what=${BASH_REMATCH[2]}
+            elif [[ $line == 'Installing collected packages'* ]]; then
+                what='unpacking all of them'
+            fi
+            printf '\r  %3d %-50.50s %16s' "$count" "$what" ''
+        done; then
         echo >&2
         grep -v '^WARNING' "$log" | tail -n 15 >&2
         fail "the installation into $VENV failed; the whole log is $log"
     fi
-    if [[ -t 1 ]]; then printf '\r%-60s\r' ''; fi
+    if [[ -t 1 ]]; then printf '\r%-76s\r' ''; fi
 }
 
 # ensure_venv EXTRAS: an environment with jax-sft and at least these extras; returns at once if it is there already.
@@ -76,6 +94,9 @@ ensure_venv() {
 
     echo "installing jax-sft [$missing] for Python $VERSION into ${VENV#"$ROOT/"} (a few minutes the first time)"
     rm -f "$stamp" "$VENV/install.log"
+    if [[ -t 1 ]] && ! tells_progress; then # wanted for that alone, so that an index without it is no failure
+        "$PY" -m pip install --quiet --disable-pip-version-check --no-input --upgrade pip >/dev/null 2>&1 || true
+    fi
     pip_install --upgrade setuptools
     pip_install --no-build-isolation --editable "${ROOT}[$missing]"
     printf '%s\n%s\n' "$hash" "$installed${installed:+,}$missing" >"$stamp"

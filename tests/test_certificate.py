@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_sft import certificate, export
+from jax_sft import certificate, export, progress
 from jax_sft.config import MeshConfig
 from jax_sft.exam import digests_of, make_exam
 from jax_sft.export import export_model, export_workdir, write_export
@@ -205,6 +206,22 @@ def test_a_second_opinion_that_cannot_be_had_is_no_failure(place, tmp_path, monk
     export_model(str(place / "model"), tmp_path / "out", dtype="float32")
     assert read(tmp_path / "out")["verdict"] == "passed"
     assert read(tmp_path / "out")["transformers"] == {"skipped": reason}
+
+
+def test_each_stage_of_an_export_is_named_while_it_lasts(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+
+    def slow_reading(folder, rows, *, positions):
+        time.sleep(0.2)
+        raise by_transformers.UnreadError("asleep")
+
+    monkeypatch.setattr(certificate, "read_by_transformers", slow_reading)
+    export_workdir(place / "run", tmp_path / "out")
+    said = capsys.readouterr().err
+    stages = ["restoring step 2", "asking the trained model", "asking the export", "asking transformers"]
+    places = [said.find(f"{name}: 00:0") for name in stages]
+    assert -1 not in places and places == sorted(places), said
 
 
 def test_a_killed_child_is_no_opinion(monkeypatch):

@@ -30,6 +30,7 @@ FLOORS = {
         "step_log",
         "manifest",
         "memory_plan",
+        "progress",
         "signals",
     },  # the verbs
     3: {"train_loop", "certificate", "exam", "export", "assistant", "chat"},  # the story: side effects
@@ -41,7 +42,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SIDEWAYS = {
     "sharding": {"batch", "config"},
     "train_step": {"loss", "optim"},
-    "checkpoint": {"seal"},
+    "checkpoint": {"progress", "seal"},
     "parameters": {"hf"},
     "evaluate": {"generate", "loss"},
     "step_log": {"metrics", "train_step"},
