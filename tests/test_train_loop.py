@@ -83,6 +83,15 @@ def start(folder, workdir, *overrides, devices=1, **environment):
     )
 
 
+def start_two(folder, workdir, *overrides):
+    """Two processes of one run, one device each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [start(folder, workdir, *overrides, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+
+
 def finish(process, *, status=0):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output[-3000:]
@@ -228,11 +237,7 @@ def test_ctrl_c_saves_leaves_with_75_and_a_second_one_ends_at_once(folder):
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both_with_75(folder, number):
     long = ("train.steps=4000", "checkpoint.every_steps=100000", "data.validation=()", "mesh.fsdp=2")
     workdir = folder / f"together-{number}"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    both = [start(folder, workdir, *long, **together, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    both = start_two(folder, workdir, *long)
     first_step = workdir / "metrics.jsonl"
     wait_for(lambda: first_step.exists() and first_step.stat().st_size, both[0], "the first step")
     both[1].send_signal(number)
@@ -376,12 +381,12 @@ def test_an_owed_evaluation_that_was_cut_off_again_is_written_once(folder, tmp_p
 def test_kill_9_in_the_middle_of_a_save_then_resume_ends_bit_for_bit_the_same(folder, whole_alone):
     workdir = folder / "killed"
     process = start(folder, workdir)
-    checkpoints = workdir / "checkpoints"
-    wait_for(lambda: any(checkpoints.glob("*.orbax-checkpoint-tmp*")), process, "a save in progress")
+    in_progress, checkpoints = "00000004.orbax-checkpoint-tmp*", workdir / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob(in_progress)), process, "the save of step 4")
     process.kill()
     process.communicate()
-    assert any(checkpoints.glob("*.orbax-checkpoint-tmp*")), "the kill came after the save: nothing was proved"
-    finish(start(folder, workdir))
+    assert any(checkpoints.glob(in_progress)), "the kill came after the save: nothing was proved"
+    assert "resuming from step 2 of 6" in finish(start(folder, workdir))
     assert_same_run(workdir, whole_alone)
 
 
@@ -399,21 +404,53 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_seen_and_the_previous_one_use
     assert_same_run(workdir, whole_alone)
 
 
+def cut_after_step_4(run, workdir):
+    """A copy of a run, as if it had been cut off between step 4 and the end."""
+    shutil.copytree(run, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "00000006")
+    shutil.rmtree(workdir / "export")
+    return workdir
+
+
+def assert_same_but_for_float_error(left, right):
+    mine, theirs = losses(left), losses(right)
+    assert [step for step, _ in mine] == [step for step, _ in theirs]
+    np.testing.assert_allclose([loss for _, loss in mine], [loss for _, loss in theirs], rtol=2e-5)
+    for name, value in weights(right).items():
+        np.testing.assert_allclose(weights(left)[name], value, atol=2e-4, err_msg=name)
+
+
+def test_a_run_of_one_device_goes_on_with_eight_on_another_mesh(folder, whole_alone, caplog):
+    workdir = cut_after_step_4(whole_alone, folder / "one_to_eight")
+    caplog.set_level("INFO", logger="jax_sft")
+    config = run_config(folder, "mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2")
+    assert train(config, workdir, command="test").finished
+    assert "resuming from step 4 of 6" in caplog.text
+    assert len(json.loads((workdir / "manifest.json").read_text())["devices"]) == 8
+    assert_same_but_for_float_error(workdir, whole_alone)
+
+
+@pytest.mark.slow
+def test_a_run_of_eight_devices_goes_on_with_four(folder, whole):
+    workdir = cut_after_step_4(whole.workdir, folder / "eight_to_four")
+    assert "resuming from step 4 of 6" in finish(start(folder, workdir, "mesh.data=2", "mesh.fsdp=2", devices=4))
+    assert_same_but_for_float_error(workdir, whole.workdir)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_with_two(folder, whole_alone):
+    workdir = cut_after_step_4(whole_alone, folder / "one_to_two")
+    outputs = [finish(process) for process in start_two(folder, workdir, "mesh.fsdp=2")]
+    assert all("resuming from step 4 of 6" in output for output in outputs)
+    assert_same_but_for_float_error(workdir, whole_alone)
+
+
 @pytest.mark.slow
 def test_two_processes_over_gloo_give_the_losses_of_one(folder, whole_alone):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     workdir = folder / "two"
-    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    both = [start(folder, workdir, "export.certify=True", **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    outputs = [finish(process) for process in both]
+    outputs = [finish(process) for process in start_two(folder, workdir, "export.certify=True")]
     assert ["certificate: passed" in output for output in outputs] == [True, False]
-    mine, theirs = losses(workdir), losses(whole_alone)
-    assert [step for step, _ in mine] == [step for step, _ in theirs]
-    np.testing.assert_allclose([loss for _, loss in mine], [loss for _, loss in theirs], rtol=1e-5)
-    for name, value in weights(whole_alone).items():
-        np.testing.assert_allclose(weights(workdir)[name], value, atol=2e-4, err_msg=name)
+    assert_same_but_for_float_error(workdir, whole_alone)
 
 
 def test_a_vocabulary_that_is_padded_for_the_mesh_trains_and_leaves_as_it_came(folder, tmp_path):
