@@ -10,7 +10,6 @@ is there whole and sealed, or it is not there. Orbax itself restores flipped bit
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jax_sft.config import CheckpointConfig
+from jax_sft.disk import is_full, leave_the_full_disk_to_us
 from jax_sft.progress import stage
 from jax_sft.seal import seal_problem, write_seal
 
@@ -34,7 +34,6 @@ _STEP_DIGITS = 8  # of a step's folder name; a reader must use the same
 _SET_ASIDE = "set_aside"
 _PARTS_THAT_FAIL = 4  # of Orbax's manager, each with its own error to raise: finalizer, writer, two metadata stores
 _TIMEOUT_SECONDS = 3600  # of one save in the background, sealing included
-_DISK_FULL = ("no space left", "disk quota exceeded")
 
 
 class Checkpoints:
@@ -91,6 +90,7 @@ class Checkpoints:
         """
         if self._fingerprint is None:
             raise AssertionError("opened to read; saving needs a fingerprint")
+        leave_the_full_disk_to_us()
         with self._explained():
             self._manager.wait_until_finished()
             self._set_aside_rejected()
@@ -308,7 +308,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._start_over()
-            if not _is_disk_full(error):
+            if not is_full(error):
                 raise
             steps = self.all_steps
             last = f"the checkpoint of step {steps[-1]} is untouched" if steps else "there is no earlier checkpoint"
@@ -372,17 +372,6 @@ def _barrier(name: str) -> None:
 
 def _warn_passed_over(folder: epath.Path, problem: str) -> None:
     _log.warning("%s is broken and is passed over: %s; going back to the checkpoint before it", folder, problem)
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether the operating system or TensorStore (which gives only text) ran out of space."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(words in str(error).lower() for words in _DISK_FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _as_json(value: Any) -> Any:

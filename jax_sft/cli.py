@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jax_sft import config as configs
+from jax_sft.disk import told_if_full
 
 if TYPE_CHECKING:
     from jax_sft.assistant import Assistant
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, overrides = _parse(arguments)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("jax_sft").setLevel(logging.INFO)
-        return options.run(options, overrides)
+        with told_if_full(*filter(None, (getattr(options, name, None) for name in ("out", "workdir")))):
+            return options.run(options, overrides)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
@@ -312,10 +314,11 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
             page = show.html_page(
                 dataset, base.tokenizer, loader, count=max(options.show, 20), title=str(options.config)
             )
-            pathlib.Path(options.html).write_text(page, encoding="utf-8")
+            with told_if_full(options.html):
+                pathlib.Path(options.html).write_text(page, encoding="utf-8")
             print(f"wrote {options.html}")
         if options.dump:
-            with pathlib.Path(options.dump).open("w", encoding="utf-8") as file:
+            with told_if_full(options.dump), pathlib.Path(options.dump).open("w", encoding="utf-8") as file:
                 for line in dump(dataset, base.tokenizer):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             print(f"wrote {options.dump}")
@@ -388,7 +391,9 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
                 {"messages": messages, **{name: given[i].text for name, given in answers.items()}}
                 for i, messages in enumerate(prompts)
             ]
-        pathlib.Path(options.out).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with told_if_full(options.out):
+            text = json.dumps(report, indent=2, ensure_ascii=False)
+            pathlib.Path(options.out).write_text(text + "\n", encoding="utf-8")
     return EXIT_OK
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_sft.disk import told_if_full
+
 _log = logging.getLogger(__name__)
 
 # Dense bf16 peak, FLOP/s per chip, by a part of `device_kind`; from the makers' data sheets.
@@ -85,8 +87,9 @@ class Metrics:
         if not self._writes:
             return
         clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
+        with told_if_full(self._path):
+            self._file.write(json.dumps({"step": step, **clean}) + "\n")
+            self._file.flush()
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -97,19 +100,22 @@ class Metrics:
         """Sample answers of a step, a line each, into samples.jsonl (and TensorBoard's text tab)."""
         if not self._writes:
             return
+        with told_if_full(self._samples.name):
+            lines = [json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n" for sample in samples]
+            self._samples.writelines(lines)
+            self._samples.flush()
         for number, sample in enumerate(samples):
-            self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
             if self._tensorboard is not None:
                 text = f"**{sample['prompt']}**\n\n{sample['answer']}"
                 self._tensorboard.add_text(f"samples/{number}", text, step)
-        self._samples.flush()
 
     def close(self) -> None:
         """Flush and close every writer."""
         if not self._writes:
             return
-        self._file.close()
-        self._samples.close()
+        for file in (self._file, self._samples):
+            with told_if_full(file.name):  # once more, what a write before it could not
+                file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

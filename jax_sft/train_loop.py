@@ -26,6 +26,7 @@ from jax_sft.config import RunConfig, export_dtype
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader
+from jax_sft.disk import told_if_full
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.exam import make_exam
@@ -98,7 +99,7 @@ def train(config: RunConfig, workdir: pathlib.Path, *, command: str) -> Outcome:
         ValueError: anything a user can mend (data, config, model folder, a loss that is not finite).
         OSError: the workdir cannot be written; the last good checkpoint stays.
     """
-    with Signals() as signals:
+    with Signals() as signals, told_if_full(workdir):
         try:
             return _train(config, workdir, command, signals)
         except StoppedError:

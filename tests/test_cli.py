@@ -348,6 +348,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(capsys, mon
     assert measured == []
 
 
+@pytest.mark.parametrize("flag", ["--html", "--dump"])
+def test_data_on_a_full_disk_names_the_file_and_the_way_out(place, capsys, flag):
+    said = fails(capsys, "data", "--config", place / "c.py", flag, "/dev/full")
+    assert said.startswith("jax-sft: /dev/full: the disk is full (No space left on device); free some space, or name a")
+
+
+def test_a_report_on_a_full_disk_names_the_file(measured, capsys):
+    assert "/dev/full: the disk is full" in fails(capsys, "eval", "--model", "m", "--data", "d", "--out", "/dev/full")
+
+
+def test_a_workdir_on_a_full_disk_is_named(place, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jax_sft.train_loop.make_mesh", full)
+    said = fails(capsys, "train", "--config", place / "c.py", "--workdir", tmp_path / "w")
+    assert said.startswith(f"jax-sft: {tmp_path / 'w'}: the disk is full")
+
+
 def test_broken_data_names_file_and_line(place, capsys, tmp_path):
     file = write_conversations(tmp_path / "bad.jsonl", 3)
     with file.open("a") as out:

@@ -92,6 +92,24 @@ def test_an_answer_with_any_line_separator_survives_a_resume(tmp_path, answer):
     assert [m["answer"] for m in lines(tmp_path, "samples.jsonl")] == [answer, "next"]
 
 
+def test_a_full_disk_names_the_file_that_could_not_be_written(tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with opened(tmp_path) as writers:
+        files = writers._file, writers._samples
+        writers._file, writers._samples = (
+            types.SimpleNamespace(name=file.name, write=full, writelines=full, close=full) for file in files
+        )
+        with pytest.raises(OSError, match=r"metrics\.jsonl: the disk is full"):
+            writers.write(1, {"loss": 2.0})
+        with pytest.raises(OSError, match=r"samples\.jsonl: the disk is full"):
+            writers.write_samples(1, [sample("a")])
+        with pytest.raises(OSError, match=r"metrics\.jsonl: the disk is full"):
+            writers.close()
+        writers._file, writers._samples = files
+
+
 def read_events(workdir):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(workdir / "tensorboard"))

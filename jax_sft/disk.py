@@ -1,0 +1,75 @@
+"""A full disk: how it is known, the sentence that says so, and what others say of it besides.
+
+In: an error. Out: one sentence that names the file or folder and the way out. Orbax and TensorStore print a page of
+tracebacks for each of their threads that met the full disk; one sentence is enough.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WORDS = ("no space left", "disk quota exceeded")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether the operating system or TensorStore (which gives only text) ran out of space."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(words in str(error).lower() for words in _WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def told_if_full(*places: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of an error of the operating system that a disk is full, and where: `places`, unless it names a file itself.
+
+    Raises:
+        OSError: the disk is full, and nobody has said more of it yet.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        place = error.filename or " or ".join(map(os.fspath, places)) or "a file"
+        raise OSError(
+            f"{place}: the disk is full ({error.strerror}); free some space, or name a place on another disk, and "
+            "start the same command again"
+        ) from error
+
+
+def leave_the_full_disk_to_us() -> None:
+    """Keep the tracebacks of Orbax's and TensorStore's threads off the terminal where a full disk is their cause."""
+    absl = logging.getLogger("absl")
+    if any(isinstance(known, _NotOfAFullDisk) for known in absl.filters):
+        return
+    absl.addFilter(_NotOfAFullDisk())
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        # TensorStore wakes up the event loop that the first failed write has closed.
+        if (
+            told.object is None
+            and isinstance(told.exc_value, RuntimeError)
+            and "Event loop is closed" in str(told.exc_value)
+        ):
+            return
+        before(told)
+
+    sys.unraisablehook = hook
+
+
+class _NotOfAFullDisk(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, FileNotFoundError) and ".orbax-checkpoint-tmp" in str(error):
+            return False  # a thread that went on after the save it worked for had failed and was cleared away
+        return not (is_full(error) or any(words in record.getMessage().lower() for words in _WORDS))
