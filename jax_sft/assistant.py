@@ -20,6 +20,7 @@ from jax_sft.evaluate.answers import Answer, Messages, answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_model
+from jax_sft.memory import told_if_short
 from jax_sft.model.decoder import build
 from jax_sft.parameters import of_adapter
 from jax_sft.sharding import batch_shards, make_mesh
@@ -83,7 +84,7 @@ class Assistant:
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
         """Answer several conversations in one batch."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), told_if_short("answer"):
             return answer(
                 self.graphdef,
                 self.params,
@@ -123,7 +124,7 @@ class Assistant:
             seed=None,
             epochs=1,
         )
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), told_if_short("losses"):
             step = make_eval_step(
                 self.graphdef, num_sources=len(dataset.sources), loss_chunk_tokens=1024, mesh=self.mesh
             )
@@ -152,13 +153,15 @@ def load_assistant(
             with, unless `chat_template` names another.
     """
     mesh = make_mesh(MeshConfig())
-    base = load_model(path, revision=revision, mesh=mesh, chat_template=chat_template)
     voices: dict[str | None, Voice] = {}
-    for name, folder in _named(adapters).items():
-        plan = of_adapter(folder, base)
-        own = base if chat_template is not None else dataclasses.replace(base, chat_template=_template(folder, base))
-        graphdef = build(base.config, dtype=dtype, attention="auto", lora=plan.lora)
-        voices[name] = Voice(own, graphdef, plan.beside(base.params, mesh))
+    with told_if_short("load"):
+        base = load_model(path, revision=revision, mesh=mesh, chat_template=chat_template)
+        for name, folder in _named(adapters).items():
+            plan = of_adapter(folder, base)
+            template = _template(folder, base) if chat_template is None else base.chat_template
+            graphdef = build(base.config, dtype=dtype, attention="auto", lora=plan.lora)
+            own = dataclasses.replace(base, chat_template=template)
+            voices[name] = Voice(own, graphdef, plan.beside(base.params, mesh))
     voices[None] = Voice(base, build(base.config, dtype=dtype, attention="auto"), base.params)
     base, graphdef, params = next(iter(voices.values()))
     return Assistant(base=base, template=base.template, graphdef=graphdef, params=params, mesh=mesh, voices=voices)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jax_sft import config as configs
 from jax_sft.disk import told_if_full
+from jax_sft.memory import told_if_short
 
 if TYPE_CHECKING:
     from jax_sft.assistant import Assistant
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, overrides = _parse(arguments)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("jax_sft").setLevel(logging.INFO)
-        with told_if_full(*filter(None, (getattr(options, name, None) for name in ("out", "workdir")))):
+        places = filter(None, (getattr(options, name, None) for name in ("out", "workdir")))
+        with told_if_full(*places), told_if_short(_DOING.get(options.command, options.command)):
             return options.run(options, overrides)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,13 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         return _fail(error, str(error) or type(error).__name__)
     except MemoryError as error:
-        return _fail(error, f"out of host memory: {error}. {_LESS_MEMORY}")
+        return _fail(error, str(error) or "out of host memory")
     except KeyboardInterrupt:
         return _fail(None, "interrupted")
     except RuntimeError as error:
         first_line = (str(error).splitlines() or [""])[0]
-        if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
-            return _fail(error, f"out of memory: {first_line}. {_LESS_MEMORY}")
         if any(word in str(error) for word in _OTHERS_GONE) and os.environ.get("JAX_COORDINATOR_ADDRESS"):
             return _fail(
                 error,
@@ -56,10 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 _OTHERS_GONE = ("Gloo", "gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "NCCL", "coordination service")
-_LESS_MEMORY = (
-    "Raise train.accumulation (smaller micro-batches), set train.remat = 'full', lower data.max_length or "
-    "train.loss_chunk_tokens, or spread the weights over more devices with mesh.fsdp"
-)
+# What a command does where no better name is known: of jax_sft.memory.
+_DOING = {"eval": "losses", "chat": "answer"}
 
 
 class _Parser(argparse.ArgumentParser):

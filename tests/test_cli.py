@@ -1,6 +1,7 @@
 """The door: commands, exit codes, and one clear sentence for everything a user can mend."""
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -389,6 +390,71 @@ def test_running_out_of_memory_is_one_sentence_with_the_way_out(place, capsys, t
     text = fails(capsys, *words)
     assert "out of memory" in text
     assert "train.remat = 'full'" in text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong"), MemoryError("no room")])
+@pytest.mark.parametrize(
+    ("words", "part", "way_out"),
+    [
+        (["chat", "--prompt", "hi", "--model"], "assistant.load_model", "Take a smaller model, or use more devices"),
+        (["chat", "--prompt", "hi", "--model"], "assistant.answer", "Lower the tokens of an answer"),
+        (["eval", "--data", "{data}", "--model"], "assistant.evaluate_losses", "Lower the batch size"),
+        (["export", "--out", "{out}", "--model"], "export.load_model", "on the CPU with JAX_PLATFORMS=cpu"),
+        (["data", "--config", "{config}"], "data.dataset.tokenize", "Give it fewer files at a time"),
+    ],
+)
+def test_each_command_has_its_own_advice_against_a_lack_of_memory(
+    place, tmp_path, capsys, monkeypatch, error, words, part, way_out
+):
+    def short(*_, **__):
+        raise error
+
+    monkeypatch.setattr(f"jax_sft.{part}", short)
+    paths = {"data": place / "validation.jsonl", "out": tmp_path / "out", "config": place / "c.py"}
+    words = [word.format(**paths) for word in words] + ([place / "model"] if words[-1] == "--model" else [])
+    said = fails(capsys, *words)
+    first = "out of host memory: no room" if isinstance(error, MemoryError) else "out of memory: RESOURCE_EXHAUSTED"
+    assert said.startswith(f"jax-sft: {first}") and way_out in said
+    assert "train." not in said and "long" not in said
+
+
+def test_the_python_door_tells_which_keys_save_memory(place, tmp_path, monkeypatch):
+    import jax_sft
+
+    def short(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
+
+    monkeypatch.setattr("jax_sft.train_loop.load_sets", short)
+    with pytest.raises(MemoryError, match=r"allocating 5 bytes\. Raise train\.accumulation"):
+        jax_sft.train(place / "c.py", workdir=tmp_path / "w")
+
+
+def test_the_python_doors_tell_what_the_command_line_tells(place, tmp_path, capsys, monkeypatch):
+    import jax_sft
+
+    log = logging.getLogger("jax_sft")
+    for logger in (log, logging.getLogger()):  # as in a notebook
+        monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    monkeypatch.setattr(log, "propagate", True)
+    overrides = ("evaluate.prompts=()", "train.steps=1", "export.certify=False")
+    for _ in range(2):
+        assert jax_sft.train(place / "c.py", workdir=tmp_path / "w", overrides=overrides).finished
+    jax_sft.load(place / "model")
+    told = capsys.readouterr().err
+    assert told.count("train: read 60, kept 60") == 2  # once for each start
+    assert "resuming from step 1 of 1" in told
+    assert "INFO" not in told
+
+
+def test_a_program_with_handlers_of_its_own_keeps_them_alone(place, monkeypatch):
+    import jax_sft
+
+    log = logging.getLogger("jax_sft")
+    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    jax_sft.load(place / "model")
+    assert len(log.handlers) == 1
 
 
 def test_the_python_doors_are_as_strict_as_the_command_line(place, tmp_path):

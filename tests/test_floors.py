@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jax_sft"
 
 # A room is a module of jax_sft, or a folder with all that is in it.
 FLOORS = {
-    0: {"config", "batch", "disk", "sharding"},  # the words
+    0: {"config", "batch", "disk", "memory", "sharding"},  # the words
     1: {"model", "data"},  # two rooms without a door between them
     2: {
         "loss",
@@ -57,6 +57,7 @@ NO_JAX = {
     "config",
     "batch",
     "disk",
+    "memory",
     "data",
 }  # data workers are processes of their own: starting jax in them costs seconds and a GPU
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
