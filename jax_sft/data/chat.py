@@ -19,7 +19,7 @@ from jax_sft.data import spans
 from jax_sft.data.control import BrokenTextError
 from jax_sft.data.conversation import Account, Conversation, DataError, Message, Sequence
 from jax_sft.data.facts import NoFitError, RefusedError
-from jax_sft.data.template import WAY_OUT, ChatTemplate
+from jax_sft.data.template import WAY_OUT, BrokenTemplateError, ChatTemplate
 
 __all__ = ["ChatTemplate", "to_sequences"]
 
@@ -51,6 +51,8 @@ def to_sequences(
         raise DataError(
             f"{where}: the chat template cannot be followed ({error}); {WAY_OUT}, or another data.mask"
         ) from error
+    except BrokenTemplateError:  # no row is to blame
+        raise
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     sequences, reasons = [], []

@@ -43,6 +43,31 @@ def named_template(name: str, tokenizer: Any) -> str:
     return text
 
 
+class BrokenTemplateError(DataError):
+    """A chat template is no Jinja text; the message names it."""
+
+
+def check_template(text: str, *, name: str) -> None:
+    """Compile a template.
+
+    Raises:
+        BrokenTemplateError: it is no Jinja text, with `name` and the line.
+    """
+    try:
+        render_jinja_template(conversations=[[]], chat_template=text)
+    except jinja2.TemplateSyntaxError as error:
+        raise _broken(name, error) from error
+    except Exception:  # noqa: BLE001  a template is a program: what it does with no messages is its own affair
+        return
+
+
+def _broken(name: str, error: jinja2.TemplateSyntaxError) -> BrokenTemplateError:
+    return BrokenTemplateError(
+        f"{name} is not valid Jinja, line {error.lineno}: {error.message}; correct it, or set model.chat_template to "
+        f"one of {', '.join(TEMPLATES)}, or to another Jinja file"
+    )
+
+
 class ChatTemplate:
     """One narrow face over a tokenizer and its chat template.
 
@@ -51,18 +76,26 @@ class ChatTemplate:
         template: Jinja text that replaces the tokenizer's own.
         stop_ids: ids that end an answer according to the model's generation config; those outside the vocabulary are
             left out.
+        name: what errors call the template.
 
     Raises:
         DataError: the tokenizer is not a fast one.
     """
 
-    def __init__(self, tokenizer: Any, *, template: str | None = None, stop_ids: Sequence[int] = ()):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str | None = None,
+        stop_ids: Sequence[int] = (),
+        name: str = "the chat template",
+    ):
         if not getattr(tokenizer, "is_fast", False):
             raise DataError(
                 f"the tokenizer is a {type(tokenizer).__name__} without character offsets; use a model folder that has "
                 "a tokenizer.json"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.name = tokenizer, name
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -253,9 +286,7 @@ class Chat:
         except DataError:
             raise
         except jinja2.TemplateSyntaxError as error:
-            raise DataError(
-                f"the chat template is not valid Jinja, line {error.lineno}: {error.message}; correct it"
-            ) from error
+            raise _broken(self._template.name, error) from error
         except Exception as error:  # a template is a program: it may raise anything on a row
             raise RefusedError(str(error) or type(error).__name__) from error
         texts, marks = rendered

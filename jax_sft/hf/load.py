@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jax_sft.config import TEMPLATES, ModelSource, NewRowsStart
 from jax_sft.data.chat import ChatTemplate
-from jax_sft.data.template import named_template
+from jax_sft.data.template import check_template, named_template
 from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
 from jax_sft.hf.folder import INDEX, resolve, tensors_by_index, weight_files
 from jax_sft.hf.new_rows import NewRows, read_table
@@ -77,7 +77,8 @@ class Pretrained:
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """Its tokenizer and chat template in one, with its stop ids."""
-        return ChatTemplate(self.tokenizer, template=self.chat_template, stop_ids=self.stop_ids)
+        name = f"the chat template of {self.path}"
+        return ChatTemplate(self.tokenizer, template=self.chat_template, stop_ids=self.stop_ids, name=name)
 
 
 def load_model(
@@ -389,9 +390,11 @@ def _given_template(given: str | pathlib.Path, tokenizer: PreTrainedTokenizerFas
             f"model.chat_template: there is no file {path}; name a Jinja file or one of {', '.join(TEMPLATES)}"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"model.chat_template: {path} cannot be read ({error}); save it as UTF-8 text") from error
+    check_template(text, name=f"model.chat_template: {path}")
+    return text
 
 
 def _special_ids(place: str, said: Mapping[str, Any], vocab_size: int) -> list[int]:

@@ -466,6 +466,10 @@ def test_a_template_that_writes_no_answer_is_an_error_at_once():
 def test_a_template_that_is_no_jinja_is_an_error_with_its_line():
     with pytest.raises(DataError, match="not valid Jinja, line 1"):
         _ = template_of("{% for m in messages %}").facts
+    with pytest.raises(
+        DataError, match=r"^the chat template is not valid Jinja, line 1.*set model\.chat_template to one"
+    ):
+        encoded("{% for m in messages %}", conversation("a", "b"))  # no row is named: none is to blame
 
 
 def test_a_template_that_writes_bos_twice_is_an_error():

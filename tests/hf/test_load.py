@@ -257,6 +257,24 @@ def test_a_template_comes_from_the_tokenizer_or_a_file(tmp_path: pathlib.Path):
         load_pretrained(tmp_path / "m", chat_template=tmp_path / "mine.jinja")
 
 
+def test_a_template_that_is_no_jinja_is_named_and_only_a_given_one_stops_the_loading(tmp_path: pathlib.Path):
+    write_folder(tmp_path / "m")
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{% for m in messages %}")
+    with pytest.raises(
+        ValueError, match=r"^model\.chat_template: .*mine\.jinja is not valid Jinja, line 1: .*or to another"
+    ):
+        load_pretrained(tmp_path / "m", chat_template=mine)
+    mine.write_text("{{ messages[0].content }}")  # fails where there is no message, and is Jinja all the same
+    assert load_pretrained(tmp_path / "m", chat_template=mine).chat_template == mine.read_text()
+    (tmp_path / "m" / "chat_template.jinja").write_text("\n{{ oh }")
+    own = load_pretrained(tmp_path / "m")  # an export or plain texts do without it
+    with pytest.raises(
+        ValueError, match=r"^the chat template of .*/m is not valid Jinja, line 2: .*set model\.chat_template"
+    ):
+        own.template.encode_prompt([{"role": "user", "content": "hi"}])
+
+
 def test_a_model_without_template_has_none(tmp_path: pathlib.Path):
     write_folder(tmp_path / "m")
     (tmp_path / "m" / "chat_template.jinja").unlink()
