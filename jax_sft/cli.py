@@ -129,13 +129,13 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--workdir", metavar="W")
     source.add_argument("--model", metavar="M")
     export.add_argument("--out", required=True, metavar="D")
-    export.add_argument("--step", type=_not_negative, metavar="N", help="of the workdir; default: the newest")
     export.add_argument("--adapter", metavar="A", help="with --model: a folder in PEFT's format, merged into it")
     export.add_argument(
         "--format",
         choices=["full", "merged", "adapter"],
         help="of adapters: the base with them added in, or them alone; default: of a workdir as its config says",
     )
+    export.add_argument("--step", type=_step, metavar="N|best", help="of the workdir; default: the newest")
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
     export.add_argument("--no-certificate", action="store_true", help="do not read the folder back and compare")
@@ -150,6 +150,10 @@ def _positive(text: str) -> int:
 
 def _not_negative(text: str) -> int:
     return _whole(text, least=0)
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else _not_negative(text)
 
 
 def _hub_name(text: str) -> str:

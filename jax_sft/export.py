@@ -7,7 +7,7 @@ ones that were trained. With an Exam it is read back and certified.
 import dataclasses
 import logging
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -195,13 +195,15 @@ def export_workdir(
     workdir: pathlib.Path,
     out: pathlib.Path,
     *,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     dtype: str | None = None,
     form: str | None = None,
     certified: bool = True,
     name: str | None = None,
 ) -> int:
     """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
+
+    "best" is the step with the lowest validation loss.
 
     Args:
         form: full, merged or adapter; None: as the run's config says.
@@ -226,6 +228,13 @@ def export_workdir(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shard_params(shape, mesh)
     )
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=None)
+    if step == "best":
+        step = checkpoints.best_step
+        if step is None:
+            raise ValueError(
+                f"{workdir}: none of its checkpoints was saved with a validation loss, so none is the best; leave "
+                "--step out for the newest, or set data.validation in the next run"
+            )
     found, trained, notes = checkpoints.restore_params(shape, step=step)
     checkpoints.close()
     before = Losses(**notes["before"]) if notes.get("before") else None

@@ -9,6 +9,7 @@ import datetime
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -18,6 +19,7 @@ import jax
 
 from jax_sft.config import RunConfig, from_config_dict
 from jax_sft.data.dataset import TokenizedSet
+from jax_sft.metrics import MFU, peak_flops
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def write_manifest(
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    peak, peak_from = peak_flops()
     manifest = {
         "command": command,
         "seed": config.seed,
@@ -60,6 +63,7 @@ def write_manifest(
             **{name: found.fingerprint if found else None for name, found in sets.items()},
             "accounts": {name: dataclasses.asdict(found.account) for name, found in sets.items() if found},
         },
+        "mfu": {"formula": MFU, "peak_flops": peak if math.isfinite(peak) else None, "peak_from": peak_from},
         "versions": versions,
         "devices": [str(d.device_kind) for d in jax.devices()],
         "processes": jax.process_count(),

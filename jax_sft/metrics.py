@@ -5,12 +5,14 @@ MFU = algorithmic FLOPs of the step (no recomputation, no padding, no masked pos
 devices); the peak is the data sheet's bf16 number on accelerators and a measured float32 matmul on CPU.
 """
 
+import functools
 import json
 import logging
 import math
 import os
 import pathlib
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +23,11 @@ import jax.numpy as jnp
 from jax_sft.disk import told_if_full
 
 _log = logging.getLogger(__name__)
+
+MFU = (
+    "(6 x layer weights x tokens + 6 x head weights x trained tokens, 4 for 6 where frozen, + 6 x layers x heads x "
+    "head width x sum of squared lengths, as far as windows reach) / seconds / peak FLOP/s"
+)
 
 # Dense bf16 peak, FLOP/s per chip, by a part of `device_kind`; from the makers' data sheets.
 _PEAK_FLOPS = {
@@ -80,7 +87,10 @@ class Metrics:
         if wandb_project:
             import wandb  # pyright: ignore[reportMissingImports]  an extra; the door refuses the config without it
 
-            self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=dict(config), resume="allow")
+            name = _wandb_id(workdir, anew=start_step is None)
+            self._wandb = wandb.init(
+                project=wandb_project, dir=str(workdir), config=dict(config), id=name, resume="allow"
+            )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line for a step. A value that is not finite is written as null: the file stays JSON."""
@@ -122,6 +132,16 @@ class Metrics:
             self._wandb.finish()
 
 
+def _wandb_id(workdir: pathlib.Path, *, anew: bool) -> str:
+    """The name under which W&B knows the run of this workdir; a run that begins anew gets another one."""
+    path = workdir / "wandb_id"
+    known = path.read_text(encoding="utf-8").strip() if path.exists() and not anew else ""
+    if not known:
+        known = secrets.token_hex(8)
+        path.write_text(known + "\n", encoding="utf-8")
+    return known
+
+
 def _keep_steps_until(path: pathlib.Path, step: int, owed_step: int) -> None:
     """Drop lines of later steps and of an owed evaluation (they will be written again) and a torn last line."""
     if not path.exists():
@@ -155,6 +175,7 @@ def peak_flops() -> tuple[float, str]:
     return _measured_flops() * jax.process_count(), f"measured float32 matmul on {device.device_kind}"
 
 
+@functools.cache
 def _measured_flops(size: int = 1024, repeats: int = 4) -> float:
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a: a @ a)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jax_sft.data.loader import Loader
-from jax_sft.metrics import Metrics, peak_flops
+from jax_sft.metrics import MFU, Metrics, peak_flops
 from jax_sft.train_step import StepMetrics
 
 _log = logging.getLogger(__name__)
@@ -63,12 +63,7 @@ class StepLog:
         # Clock and running sums after each of the last steps. Speed is measured over all of them: a single interval
         # between two readings may be zero, since a step can be finished long before its numbers are read.
         self._marks: collections.deque[dict[str, float]] = collections.deque(maxlen=_SPEED_STEPS + 1)
-        _log.info(
-            "MFU = (6 x layer weights x tokens + 6 x head weights x trained tokens, 4 where frozen, + 6 x layers x heads x "
-            "head width x sum of squared lengths, as far as windows reach) / seconds / %.3g FLOP/s (%s)",
-            self._peak,
-            source,
-        )
+        _log.info("MFU = %s, which is %.3g (%s)", MFU, self._peak, source)
 
     def pend(self, step: int, measured: StepMetrics) -> None:
         """Keep the numbers of a step that was just sent to the device."""

@@ -317,6 +317,8 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
         (["eval", "--model", "m", "--data", "d", "--answers", "9" * 10], "from 0 to 2147483647"),
         (["data", "--config", "{p}/c.py", "--show", "-1"], "--show: '-1' is not a whole number from 0"),
         (["export", "--workdir", "{p}", "--out", "{t}/x", "--step", "-1"], "--step: '-1' is not a whole number from 0"),
+        (["export", "--workdir", "{p}", "--out", "{t}/x", "--step", "last"], "'last' is not a whole number from 0"),
+        (["export", "--workdir", "{p}", "--out", "{t}/x", "--step", "best"], "holds no manifest.json"),
         (["chat", "--model", "m", "--top-k", "-1"], "top_k = -1 must not be negative"),
         (["eval", "--model", "m", "--data", "d", "--out", "{p}"], "is a folder, where a file is to be written"),
         (["data", "--config", "{p}/c.py", "--html", "{p}"], "is a folder, where a file is to be written"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def workdir(tmp_path_factory):
         state = init_state(jax.tree.map(lambda x, step=step: x * np.float32(step), base.params), tx, mesh)
         notes = {"before": BEFORE, "after": AFTER}
         notes = {name: dataclasses.asdict(losses) for name, losses in notes.items()} | {"after_step": 2}
-        checkpoints.save(step, state, notes, loss=None, wait=True)
+        checkpoints.save(step, state, notes, loss={2: AFTER.loss}.get(step), wait=True)
     checkpoints.close()
     (folder / "manifest.json").write_text(json.dumps({"config": config.to_dict()}))
     return folder
@@ -52,20 +53,27 @@ def assert_scaled(out, base, factor):
         np.testing.assert_array_equal(found[name], value * np.float32(factor), err_msg=name)
 
 
-@pytest.mark.parametrize(("step", "factor"), [(None, 4), (2, 2)])
+@pytest.mark.parametrize(("step", "factor"), [(None, 4), (2, 2), ("best", 2)])
 def test_the_export_holds_the_weights_of_the_newest_step_or_of_the_one_asked_for(workdir, base, tmp_path, step, factor):
     assert export_workdir(workdir, tmp_path / "out", step=step, certified=False) == factor
     assert_scaled(tmp_path / "out", base, factor)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| steps | {factor} |" in card and "| training data | train.jsonl |" in card
     assert str(workdir.parent) not in card  # a card is for everybody
-    assert ("| validation loss after | 3.0 |" in card) == (step == 2)
+    assert ("| validation loss after | 3.0 |" in card) == (factor == 2)
 
 
 def test_a_step_without_a_checkpoint_is_an_error_that_names_the_steps_there_are(workdir, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint of step 3; the steps there are 2, 4"):
         export_workdir(workdir, tmp_path / "out", step=3)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_validation_loss_no_step_is_the_best(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000002")
+    with pytest.raises(ValueError, match="run: none of its checkpoints was saved with a validation loss.*leave --step"):
+        export_workdir(tmp_path / "run", tmp_path / "out", step="best", certified=False)
 
 
 def test_a_folder_without_a_manifest_is_no_workdir(tmp_path):

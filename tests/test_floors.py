@@ -46,6 +46,7 @@ SIDEWAYS = {
     "parameters": {"hf"},
     "evaluate": {"generate", "loss"},
     "step_log": {"metrics", "train_step"},
+    "manifest": {"metrics"},
     "certificate": {"exam"},
     "export": {"certificate", "exam"},
     "train_loop": {"exam", "export"},

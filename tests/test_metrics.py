@@ -14,8 +14,8 @@ from jax_sft.metrics import Metrics, peak_flops
 
 
 @contextlib.contextmanager
-def opened(workdir, *, start_step=None, tensorboard=False):
-    writers = Metrics(workdir, start_step=start_step, tensorboard=tensorboard, wandb_project=None, config={})
+def opened(workdir, *, start_step=None, tensorboard=False, wandb_project=None):
+    writers = Metrics(workdir, start_step=start_step, tensorboard=tensorboard, wandb_project=wandb_project, config={})
     with contextlib.closing(writers):
         yield writers
 
@@ -108,6 +108,24 @@ def test_a_full_disk_names_the_file_that_could_not_be_written(tmp_path):
         with pytest.raises(OSError, match=r"metrics\.jsonl: the disk is full"):
             writers.close()
         writers._file, writers._samples = files
+
+
+def test_a_resume_goes_on_with_its_run_of_wandb_and_a_new_run_is_another_one(tmp_path, monkeypatch):
+    begun = []
+
+    def init(**given):
+        begun.append(given)
+        return types.SimpleNamespace(log=lambda values, step: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for workdir, start_step in (("a", None), ("a", 0), ("a", 4), ("b", None), ("a", None)):
+        (tmp_path / workdir).mkdir(exist_ok=True)
+        with opened(tmp_path / workdir, start_step=start_step, wandb_project="project"):
+            pass
+    ids = [given["id"] for given in begun]
+    assert ids[0] == ids[1] == ids[2]
+    assert len({*ids}) == 3
+    assert all(given["resume"] == "allow" and given["project"] == "project" for given in begun)
 
 
 def read_events(workdir):

@@ -152,6 +152,8 @@ def test_the_manifest_holds_config_versions_data_hash_seed_and_command(whole):
     assert manifest["versions"]["jax"]
     assert manifest["data"]["train"] != manifest["data"]["validation"]
     assert manifest["data"]["accounts"]["train"]["kept"] == 60
+    assert "6 x layer weights x tokens" in manifest["mfu"]["formula"] and manifest["mfu"]["peak_flops"] > 1e8
+    assert manifest["mfu"]["peak_from"].startswith("measured float32 matmul")
 
 
 def test_a_finished_run_started_again_trains_no_further(folder, whole):
