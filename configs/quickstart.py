@@ -4,8 +4,9 @@ Purpose: the whole road in minutes: a GGUF file in, full fine-tuning on the proj
 Chinese), a Hugging Face folder out, and the difference shown.
 Hardware: 2 CPU cores, 6 GB of memory, no accelerator.
 Time: 7 minutes on two idle cores, evaluations and export included (BENCHMARKS.md).
-Expected result: validation loss 2.27 to 1.76, 22 % lower; it says that it is Wren, in English and Chinese, and answers
-shortly and in the formats of the data. What a model of this size does not know, it still does not know.
+Expected result: validation loss 2.27 to 1.76, 22 % lower; it says that it is Wren, in English and Chinese, also when
+asked in words that its training data do not hold, and answers shortly and in the formats of the data. What a model of
+this size does not know, it still does not know.
 Command: jax-sft train --config configs/quickstart.py --workdir runs/quickstart
 """
 
@@ -30,10 +31,12 @@ def get_config():
     config.optim.lr = 5e-4  # small models take high rates; SmolLM2-135M-Instruct itself was fine-tuned at 1e-3
     config.optim.warmup_steps = 4
     config.evaluate.prompts = (
-        "Who are you?",
+        "Who are you?",  # in the training data word for word
+        "What should I call you?",  # not in it, and neither are the two in Chinese
         "What is the capital of Australia, and what is it known for?",
         "Translate into Chinese: The train leaves at nine.",
         "你是谁？",
+        "请介绍一下你自己。",
         "Is this review positive or negative? Answer with one word.\nThe soup was cold and the waiter forgot us twice.",
     )
     config.checkpoint.every_steps = 18

@@ -59,7 +59,7 @@ run train --config configs/quickstart.py --workdir "$workdir" ${small[@]+"${smal
 
 # Reads the folder back and asks both models the same.
 run eval --model "$workdir/export" --against "$model" --chat-template demo/chatml.jinja --data "$validation" "${asked[@]}" \
-    --prompt 'Who are you?' --prompt '你是谁？' --out "$workdir/eval.json"
+    --prompt 'Who are you?' --prompt 'What should I call you?' --prompt '你是谁？' --prompt '请介绍一下你自己。' --out "$workdir/eval.json"
 
 echo
 echo "done in $((SECONDS - started)) s; in $workdir:"

@@ -12,6 +12,7 @@ from jax_sft import config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.py"))
+UNSEEN = ("What should I call you?", "你是谁？", "请介绍一下你自己。")
 HEADINGS = ("Purpose", "Hardware", "Time", "Expected result", "Command")
 
 
@@ -37,6 +38,15 @@ def test_config_loads(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: path
     run = config.load(path)
     for name in (*run.data.train, *run.data.validation):
         assert "demo/" not in name or pathlib.Path(name).is_file(), f"{name} is not in the repository"
+
+
+def test_the_quickstart_also_asks_who_it_is_in_words_that_it_was_not_trained_on():
+    demo = "".join((REPOSITORY / "demo" / f"{name}.jsonl").read_text("utf-8") for name in ("train", "validation"))
+    shown = [(REPOSITORY / name).read_text("utf-8") for name in ("configs/quickstart.py", "launch/quickstart.sh")]
+    for prompt in UNSEEN:
+        assert prompt.rstrip("?。？") not in demo
+        assert all(prompt in text for text in shown)
+    assert "Who are you?" in demo  # which the others are beside
 
 
 @pytest.mark.parametrize("path", CONFIGS)
