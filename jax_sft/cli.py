@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("jax_sft").setLevel(logging.INFO)
         places = filter(None, (getattr(options, name, None) for name in ("out", "workdir")))
-        with told_if_full(*places), told_if_short(_DOING.get(options.command, options.command)):
+        with told_if_full(*places), told_if_short(_DOING.get(str(options.command), str(options.command))):
             return options.run(options, overrides)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

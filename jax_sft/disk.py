@@ -39,7 +39,7 @@ def told_if_full(*places: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        place = error.filename or " or ".join(map(os.fspath, places)) or "a file"
+        place = error.filename or " or ".join(str(place) for place in places) or "a file"
         raise OSError(
             f"{place}: the disk is full ({error.strerror}); free some space, or name a place on another disk, and "
             "start the same command again"
