@@ -65,7 +65,7 @@ def test_transformers_reads_the_same_logits(place):
 
 
 def without_transformers(monkeypatch):
-    monkeypatch.setattr(certificate, "why_not_here", lambda _: "left out by the test")
+    monkeypatch.setattr(certificate, "why_not_here", lambda _, **__: "left out by the test")
 
 
 def test_a_folder_with_a_certificate_may_be_replaced_by_the_next_export(place, tmp_path, monkeypatch):
@@ -162,11 +162,11 @@ def test_what_transformers_finds_wrong_fails_the_certificate(place, tmp_path, mo
         ours.setdefault("first", real(base, params, exam))
         return real(base, params, exam)
 
-    def reading(folder, rows, *, positions):
+    def reading(folder, rows, *, positions, adapter):
         told = {"version": "5", "torch": "2", "missing_keys": [], "unexpected_keys": []} | facts
         return by_transformers.Reading([row + np.float32(shift) for row in ours["first"]], told)
 
-    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+    monkeypatch.setattr(certificate, "why_not_here", lambda _, **__: None)
     monkeypatch.setattr(certificate, "logits_of", logits)
     monkeypatch.setattr(certificate, "read_by_transformers", reading)
     with pytest.raises(ValueError, match=message):
@@ -176,7 +176,7 @@ def test_what_transformers_finds_wrong_fails_the_certificate(place, tmp_path, mo
 def test_a_model_that_makes_much_of_little_is_compared_with_what_a_nudge_does(place, tmp_path, monkeypatch):
     first = []
 
-    def reading(folder, rows, *, positions):
+    def reading(folder, rows, *, positions, adapter):
         told = {"version": "5", "torch": "2", "missing_keys": [], "unexpected_keys": []}
         return by_transformers.Reading([row + np.float32(0.5) for row in first[0]], told)
 
@@ -186,7 +186,7 @@ def test_a_model_that_makes_much_of_little_is_compared_with_what_a_nudge_does(pl
         return found + np.float32(len(first) > 1)  # the nudge moves them by 1, and so more than transformers does
 
     certificate_logits = certificate.logits_of
-    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+    monkeypatch.setattr(certificate, "why_not_here", lambda _, **__: None)
     monkeypatch.setattr(certificate, "logits_of", logits)
     monkeypatch.setattr(certificate, "read_by_transformers", reading)
     export_model(str(place / "model"), tmp_path / "out", dtype="float32")
@@ -201,7 +201,7 @@ def test_a_second_opinion_that_cannot_be_had_is_no_failure(place, tmp_path, monk
     def no_reading(*_, **__):
         raise by_transformers.UnreadError(reason)
 
-    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+    monkeypatch.setattr(certificate, "why_not_here", lambda _, **__: None)
     monkeypatch.setattr(certificate, "read_by_transformers", no_reading)
     export_model(str(place / "model"), tmp_path / "out", dtype="float32")
     assert read(tmp_path / "out")["verdict"] == "passed"
@@ -210,9 +210,9 @@ def test_a_second_opinion_that_cannot_be_had_is_no_failure(place, tmp_path, monk
 
 def test_each_stage_of_an_export_is_named_while_it_lasts(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "_DELAY_SECONDS", 0.0)
-    monkeypatch.setattr(certificate, "why_not_here", lambda _: None)
+    monkeypatch.setattr(certificate, "why_not_here", lambda _, **__: None)
 
-    def slow_reading(folder, rows, *, positions):
+    def slow_reading(folder, rows, *, positions, adapter):
         time.sleep(0.2)
         raise by_transformers.UnreadError("asleep")
 

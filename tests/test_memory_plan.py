@@ -44,7 +44,7 @@ MODEL = read_model_config(
     }
 )
 SHAPES = abstract_params(MODEL)
-TX = optimizer(OptimConfig(), 10, SHAPES)
+TX = optimizer(OptimConfig(lr=1e-5), 10, SHAPES)
 PARAMETERS = sum(x.size for x in jax.tree.leaves(SHAPES))
 
 
