@@ -158,9 +158,9 @@ def test_what_transformers_finds_wrong_fails_the_certificate(place, tmp_path, mo
     ours = {}
     real = certificate.logits_of
 
-    def logits(base, params, exam):
-        ours.setdefault("first", real(base, params, exam))
-        return real(base, params, exam)
+    def logits(base, params, exam, lora=None):
+        ours.setdefault("first", real(base, params, exam, lora=lora))
+        return real(base, params, exam, lora=lora)
 
     def reading(folder, rows, *, positions, adapter):
         told = {"version": "5", "torch": "2", "missing_keys": [], "unexpected_keys": []} | facts
@@ -180,8 +180,8 @@ def test_a_model_that_makes_much_of_little_is_compared_with_what_a_nudge_does(pl
         told = {"version": "5", "torch": "2", "missing_keys": [], "unexpected_keys": []}
         return by_transformers.Reading([row + np.float32(0.5) for row in first[0]], told)
 
-    def logits(base, params, exam):
-        found = certificate_logits(base, params, exam)
+    def logits(base, params, exam, lora=None):
+        found = certificate_logits(base, params, exam, lora=lora)
         first.append(found)
         return found + np.float32(len(first) > 1)  # the nudge moves them by 1, and so more than transformers does
 
