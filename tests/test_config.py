@@ -275,3 +275,51 @@ def test_a_name_of_the_hub_is_taken_and_private_needs_one():
     run = configs.from_config_dict(good(), ["export.push_to=My-org_1/model.v2", "export.push_private=true"])
     assert (run.export.push_to, run.export.push_private) == ("My-org_1/model.v2", True)
     assert "export.push_private belongs to export.push_to" in problems(good(), ["export.push_private=true"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.alpha=8.0"], "lora.alpha asks for adapters, but lora.rank = 0 means full fine-tuning; set lora.rank"),
+        (
+            ["lora.dora=true", "lora.targets=('attention',)"],
+            "or leave out lora.targets, lora.dora",
+        ),
+        (["lora.base=nf4"], "lora.base = 'nf4' with lora.rank = 0: the weights of a quantised base cannot be trained"),
+        (["lora.base=int8", "lora.rank=0"], "set lora.rank, such as 16, for adapters on it, or leave out lora.base"),
+        (["lora.rank=8", "train.freeze=('norms',)"], "train.freeze belongs to full fine-tuning; with adapters the"),
+        (["lora.rank=8", "export.format=full"], "export.format = 'full' with adapters; choose 'merged'"),
+        (["export.format=merged"], "export.format = 'merged', but no adapters are trained; choose 'full', or set"),
+        (["export.format=adapter"], "export.format = 'adapter', but no adapters are trained; choose 'full', or set"),
+        (["lora.rank=8", "lora.layers=3-1"], "lora.layers = '3-1' is no list of layers; write it as 0-3,20-27"),
+        (["lora.rank=8", "lora.layers=0;2"], "lora.layers = '0;2' is no list of layers; write it as 0-3,20-27"),
+        (["lora.rank=8", "lora.layers="], "lora.layers = '' is no list of layers"),
+        (["lora.rank=-1"], "lora.rank = -1 must not be negative"),
+        (["lora.rank=8", "lora.dropout=1.0"], "lora.dropout = 1.0 must be at least 0 and below 1"),
+        (["lora.rank=8", "lora.alpha=0.0"], "lora.alpha = 0.0 must be greater than 0"),
+        (["lora.rank=8", "lora.rank_pattern.q_proj=0"], "lora.rank_pattern.q_proj = 0 must be greater than 0"),
+        (["lora.rank=8", "lora.base=nf5"], "lora.base = 'nf5' is not one of float32, bfloat16, int8, nf4; did you"),
+        (["lora.adapter=no/such"], "lora.adapter: there is no folder no/such; name one that holds adapter_config.json"),
+    ],
+)
+def test_what_is_said_of_adapters_is_checked_at_the_door(overrides, message):
+    assert message in problems(good(), overrides)
+
+
+def test_an_adapter_to_go_on_from_says_its_own_rank(tmp_path):
+    said = problems(good(), [f"lora.adapter={tmp_path}", "lora.rank=8", "lora.dora=true"])
+    assert f"lora.adapter = '{tmp_path}' brings its own rank and dora; leave out lora.rank, lora.dora" in said
+    free = [f"lora.adapter={tmp_path}", "lora.dropout=0.1", "lora.base=nf4", "lora.b_lr_ratio=4.0"]
+    assert configs.from_config_dict(good(), free).export.format == "adapter"
+
+
+def test_adapters_learn_ten_times_as_fast_and_leave_as_they_were_trained():
+    plain = good()
+    plain.optim.lr = None
+    full, adapted = configs.from_config_dict(plain), configs.from_config_dict(plain, ["lora.rank=8"])
+    assert (full.optim.lr, full.export.format, full.export.dtype) == (1e-5, "full", "bfloat16")
+    assert (adapted.optim.lr, adapted.export.format, adapted.export.dtype) == (1e-4, "adapter", "float32")
+    assert configs.from_config_dict(plain, ["lora.rank=8", "optim.lr=1e-3"]).optim.lr == 1e-3
+    merged = configs.from_config_dict(plain, ["lora.rank=8", "export.format=merged"])
+    assert merged.export.dtype == "bfloat16"
+    assert configs.from_config_dict(plain, ["lora.rank=8", "lora.layers=0-3, 7"]).lora.layers == "0-3, 7"
