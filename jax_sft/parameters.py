@@ -219,8 +219,9 @@ def _quantized(path: str, array: jax.Array, *, kind: Any, mesh: Mesh) -> Any:
     axes = path.rsplit("_", 1)[-1]
     make = functools.partial(quantize, letters=axes, inputs=letters(path).inputs, kind=kind)
     abstract = jax.eval_shape(make, array)
-    quantized = jax.jit(make, out_shardings=shardings(axes, abstract, mesh), donate_argnums=0)(array)
-    return jax.block_until_ready(quantized)  # else the next one would be read beside both
+    quantized = jax.block_until_ready(jax.jit(make, out_shardings=shardings(axes, abstract, mesh))(array))
+    array.delete()  # else the next one would be read beside both; donated, it would be of no use to the smaller codes
+    return quantized
 
 
 def _name(path: str) -> str:
