@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 import pathlib
 import re
 import shlex
@@ -9,10 +10,12 @@ import shlex
 import pytest
 
 from jax_sft import config
+from jax_sft.sharding import AXES, BATCH_AXES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.py"))
 UNSEEN = ("What should I call you?", "你是谁？", "请介绍一下你自己。")
+ADAPTERS = sorted(f"configs/{kind}_{devices}.py" for kind in ("lora", "dora", "qlora") for devices in (1, 8, 64))
 HEADINGS = ("Purpose", "Hardware", "Time", "Expected result", "Command")
 
 
@@ -47,6 +50,24 @@ def test_the_quickstart_also_asks_who_it_is_in_words_that_it_was_not_trained_on(
         assert prompt.rstrip("?。？") not in demo
         assert all(prompt in text for text in shown)
     assert "Who are you?" in demo  # which the others are beside
+
+
+def test_adapters_of_each_kind_have_configs_for_1_8_and_64_devices():
+    assert set(ADAPTERS) <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("path", ADAPTERS)
+def test_a_config_of_adapters_is_what_its_name_says(path: str):
+    kind, devices = pathlib.Path(path).stem.split("_")
+    run = config.load(REPOSITORY / path)  # without its model and its data
+    assert run.lora.rank > 0 and run.lora.dora == (kind == "dora")
+    assert run.lora.base == ("nf4" if kind == "qlora" else "bfloat16")
+    assert config.is_hub_name(run.model.path)
+    assert run.optim.lr == 1e-4
+    sizes = [getattr(run.mesh, axis) for axis in AXES]
+    assert math.prod(sizes) == int(devices)
+    rows = run.train.batch_size // run.train.accumulation
+    assert rows % math.prod(getattr(run.mesh, axis) for axis in BATCH_AXES) == 0
 
 
 @pytest.mark.parametrize("path", CONFIGS)
