@@ -10,6 +10,7 @@ A frozen kernel may be quantised; it is dequantised here, where it is used, so o
 B batch row, T position, D model width, F MLP width, N/K heads, H head width, R rank.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ def project(x: jax.Array, weights: Weights, *names: str, dropout: Dropout | None
         x: [B, T, inputs], in the computing dtype.
         dropout: of what the adapters see; None: they see all.
     """
-    outputs = [_product(x, weights[name], name) for name in names]
+    outputs = [_product(x, weights[name]) for name in names]
     adapters = weights.get("adapters", {})
     adapted = [name for name in names if name in adapters]
     if adapted:
@@ -70,12 +71,9 @@ def _bias_name(name: str) -> str:
     return f"{name.rsplit('_', 1)[0]}_bias_{letters(name).outputs}"
 
 
-def _product(x: jax.Array, kernel: Any, name: str) -> jax.Array:
-    of = letters(name)
-    equation = f"BT{of.inputs},{of.inputs}{of.outputs}->BT{of.outputs}"
-
+def _product(x: jax.Array, kernel: Any) -> jax.Array:
     def multiply(x: jax.Array, kernel: Any) -> jax.Array:
-        return jnp.einsum(equation, x, dense(kernel, x.dtype))
+        return _flat_product(x, dense(kernel, x.dtype))
 
     if isinstance(kernel, Quantized):
         # Made anew in the backward pass: stored, the dequantised kernels of all layers would be there at one time.
@@ -86,9 +84,7 @@ def _product(x: jax.Array, kernel: Any, name: str) -> jax.Array:
 def _first_products(x: jax.Array, adapters: Sequence[Factors]) -> list[jax.Array]:
     """x A of each, in one product; [B, T, R] each."""
     firsts = [both_factors(factors)[0].astype(x.dtype) for factors in adapters]
-    inputs = x.shape[2:]
-    axes = tuple(range(2, x.ndim)), tuple(range(len(inputs)))
-    u = jnp.tensordot(x, jnp.concatenate(firsts, axis=-1), axes=axes)
+    u = _flat_product(x, jnp.concatenate(firsts, axis=-1))
     ends = [sum(a.shape[-1] for a in firsts[: i + 1]) for i in range(len(firsts) - 1)]
     return jnp.split(u, ends, axis=-1)
 
@@ -97,9 +93,21 @@ def _adapted(y: jax.Array, u_BTR: jax.Array, kernel: Any, name: str, factors: Fa
     """y = x W with what its adapter adds, and DoRA's magnitude."""
     a, b = both_factors(factors)
     scale = factors["scale"]
-    y = y + jnp.tensordot(u_BTR * scale.astype(u_BTR.dtype), b.astype(u_BTR.dtype), axes=1)
+    y = y + _flat_product(u_BTR * scale.astype(u_BTR.dtype), b.astype(u_BTR.dtype))
     magnitude = magnitude_of(factors)
     if magnitude is None:
         return y
     gain = output_gain(kernel, a, b, magnitude, scale)
     return y * jnp.broadcast_to(gain.astype(y.dtype), y.shape)
+
+
+def _flat_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [B, T, inputs] times w [inputs, outputs], as one product of two matrices.
+
+    Over [B, T] apart, XLA:CPU would copy what goes in, turned round, for each gradient of a weight: of an MLP's inner
+    width that took longer than the product with an adapter.
+    """
+    inputs = w.shape[: x.ndim - 2]
+    width = math.prod(inputs)
+    y = x.reshape(-1, width) @ w.reshape(width, -1)
+    return y.reshape(*x.shape[:2], *w.shape[len(inputs) :])
