@@ -68,12 +68,9 @@ class Parameters:
         for path in self.in_full.intersection(matrices):
             frozen = self.frozen_layers.get(path, (False,))
             all_trained += sizes[path] * frozen.count(False) / len(frozen)
-        adapters = 0
-        for target in self.lora.targets if self.lora else ():
-            one = dataclasses.replace(self.lora, targets=(target,)) if self.lora else None
-            number = one.num_params(self.model.sizes) if one and target.path.startswith("blocks.") else 0
-            is_of_experts = "E" in letters(target.path).stack
-            adapters += number * self.model.experts_per_token // self.model.num_experts if is_of_experts else number
+        seen = dict(self.model.sizes) | {"E": self.model.experts_per_token}
+        in_layers = [target for target in self.lora.targets if target.path.startswith("blocks.")] if self.lora else []
+        adapters = sum(target.num_params(seen) for target in in_layers)
         head = "embed_VD" if self.model.tied_head else "head_VD"
         return self.model.train_flops(
             lengths,

@@ -85,6 +85,12 @@ class Target:
         """R, of the arrays."""
         return max(self.ranks)
 
+    def num_params(self, sizes: Mapping[str, int]) -> int:
+        """Numbers of A and B, without the zeros that fill up."""
+        of = letters(self.path)
+        matrices = math.prod(sizes[x] for x in of.stack.replace("L", ""))
+        return matrices * sum(self.ranks) * sum(math.prod(sizes[x] for x in side) for side in (of.inputs, of.outputs))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
@@ -114,14 +120,9 @@ class Lora:
 
     def num_params(self, sizes: Mapping[str, int]) -> int:
         """Trained numbers: without the zeros that fill up, and without where PiSSA started."""
-        total = 0
-        for target in self.targets:
-            of = letters(target.path)
-            per_matrix = math.prod(sizes[x] for x in of.stack.replace("L", ""))
-            width = sum(math.prod(sizes[x] for x in side) for side in (of.inputs, of.outputs))
-            outputs = math.prod(sizes[x] for x in of.outputs) * self.dora
-            total += per_matrix * sum(rank * width + outputs for rank in target.ranks if rank)
-        return total
+        outputs = [(t, math.prod(sizes[x] for x in letters(t.path).outputs)) for t in self.targets]
+        magnitudes = sum(width * sum(map(bool, t.ranks)) for t, width in outputs) if self.dora else 0
+        return magnitudes + sum(target.num_params(sizes) for target in self.targets)
 
 
 def is_constant(path: Sequence[Any]) -> bool:

@@ -60,7 +60,7 @@ def project(x: jax.Array, weights: Weights, *names: str, dropout: Dropout | None
         low_ranks = dict(zip(adapted, _first_products(seen, [adapters[name] for name in adapted]), strict=True))
     for i, name in enumerate(names):
         if name in adapted:
-            outputs[i] = _adapted(outputs[i], low_ranks[name], weights[name], name, adapters[name])
+            outputs[i] = _adapted(outputs[i], low_ranks[name], weights[name], adapters[name])
         bias = weights.get(_bias_name(name))
         if bias is not None:
             outputs[i] = outputs[i] + jnp.broadcast_to(bias.astype(x.dtype), outputs[i].shape)
@@ -89,7 +89,7 @@ def _first_products(x: jax.Array, adapters: Sequence[Factors]) -> list[jax.Array
     return jnp.split(u, ends, axis=-1)
 
 
-def _adapted(y: jax.Array, u_BTR: jax.Array, kernel: Any, name: str, factors: Factors) -> jax.Array:
+def _adapted(y: jax.Array, u_BTR: jax.Array, kernel: Any, factors: Factors) -> jax.Array:
     """y = x W with what its adapter adds, and DoRA's magnitude."""
     a, b = both_factors(factors)
     scale = factors["scale"]
