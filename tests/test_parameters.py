@@ -40,7 +40,7 @@ def of(folder: pathlib.Path, *overrides: str) -> tuple[Parameters, dict[str, Any
     base = load_configured(config.model, seed=config.seed)
     plan = parameters(config, base)
     trees = plan.load(base, make_mesh(MeshConfig()), seed=config.seed)
-    flat = [traverse_util.flatten_dict(tree, sep=".") for tree in trees]
+    flat: list[dict[str, Any]] = [dict(traverse_util.flatten_dict(tree, sep=".")) for tree in trees]
     return plan, flat[0], flat[1]
 
 
@@ -67,7 +67,7 @@ def test_what_is_trained_and_what_is_frozen(folder, overrides: list[str], in_ful
     found = {path.removeprefix("lora.").rsplit(".", 1)[0] for path in trained if path.startswith("lora.")}
     assert found - {"head_VD"} == adapted
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(trained))
-    shapes = traverse_util.flatten_dict(plan.abstract_trained, sep=".")
+    shapes: dict[str, Any] = dict(traverse_util.flatten_dict(plan.abstract_trained, sep="."))
     assert {path: (x.shape, x.dtype) for path, x in trained.items()} == {
         p: (x.shape, x.dtype) for p, x in shapes.items()
     }
