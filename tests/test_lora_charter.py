@@ -92,7 +92,10 @@ OVERRIDES = {
     "dora": ["lora.rank=4", "lora.dora=true", "lora.rslora=true", "lora.modules_to_save=('norms',)", "lora.base=int8"],
     "qlora": ["lora.rank=4", "lora.base=nf4", "lora.dropout=0.1", "lora.b_lr_ratio=4.0"],
 }
+# Rows alone are spread: with weights spread too, XLA:CPU may start independent collectives of one step in another order
+# on each of eight devices that share two cores, and wait forever. Other meshes are above, and in processes below.
 SHORT = ["train.steps=3", "checkpoint.every_steps=2", "optim.lr=2e-2"]
+ROWS_ALONE = ["mesh.data=8", "mesh.fsdp=1"]
 
 
 class Signalled(Signals):
@@ -106,7 +109,7 @@ class Signalled(Signals):
 
 
 def config_of(folder: pathlib.Path, kind: str, *more: str) -> Any:
-    return run_config(folder, *OVERRIDES[kind], *SHORT, *more)
+    return run_config(folder, *OVERRIDES[kind], *SHORT, *ROWS_ALONE, *more)
 
 
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
@@ -200,8 +203,7 @@ def test_a_run_goes_on_on_other_devices(folder, whole, tmp_path):
     workdir, kind = tmp_path / "w", "qlora"
     shutil.copytree(whole(kind), workdir)
     shutil.rmtree(workdir / "checkpoints" / "00000003")
-    moved = config_of(folder, kind, "mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2")
-    assert train(moved, workdir, command="test").finished
+    assert "resuming from step 2 of 3" in finish(start(folder, workdir, *OVERRIDES[kind], *SHORT))  # on one device
     mine, theirs = losses(workdir), losses(whole(kind))
     assert mine[:2] == theirs[:2]  # the third is made anew
     np.testing.assert_allclose(mine[2], theirs[2], rtol=1e-5)

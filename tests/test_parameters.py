@@ -119,7 +119,7 @@ def test_joined_trees_keep_every_leaf_and_the_last_has_the_say():
 
 @pytest.mark.parametrize("more", [[], ["lora.dora=true", "lora.modules_to_save=('norms',)"]], ids=["lora", "dora"])
 def test_going_on_from_an_adapter_starts_where_its_run_ended(folder, tmp_path, more):
-    short = ["train.steps=2", "evaluate.every_steps=2", "lora.base=float32"]
+    short = ["train.steps=2", "evaluate.every_steps=2", "lora.base=float32", "mesh.data=8", "mesh.fsdp=1"]
     first = train(run_config(folder, "lora.rank=3", "lora.alpha=5.0", *more, *short), tmp_path / "1", command="test")
     assert first.finished and first.after is not None and first.before is not None
     assert first.after.loss < first.before.loss
