@@ -176,5 +176,10 @@ def _named(adapters: Sequence[str]) -> dict[str, str]:
 
 def _template(folder: str, base: Pretrained) -> str | None:
     """The chat template in an adapter's folder; the base's if there is none."""
-    file = pathlib.Path(folder) / "chat_template.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else base.chat_template
+    file = pathlib.Path(folder).expanduser() / "chat_template.jinja"
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else base.chat_template
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file}: cannot be read ({error}); save it as UTF-8 text, or copy the adapter again"
+        ) from error

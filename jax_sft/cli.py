@@ -129,7 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--workdir", metavar="W")
     source.add_argument("--model", metavar="M")
     export.add_argument("--out", required=True, metavar="D")
-    export.add_argument("--adapter", metavar="A", help="with --model: a folder in PEFT's format, merged into it")
+    export.add_argument(
+        "--adapter", action="append", metavar="A", help="with --model: a folder in PEFT's format, merged into it"
+    )
     export.add_argument(
         "--format",
         choices=["full", "merged", "adapter"],
@@ -498,9 +500,12 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
     else:
         if options.step is not None:
             raise ValueError("--step belongs to --workdir; a model folder has no steps")
-        export_model(
-            options.model, out, revision=options.revision, adapter=options.adapter, form=options.format, **written
-        )
+        adapters = options.adapter or [None]
+        if len(adapters) > 1:
+            raise ValueError(
+                "--adapter is given twice, and one is exported at a time; merge one, then the next into that"
+            )
+        export_model(options.model, out, revision=options.revision, adapter=adapters[0], form=options.format, **written)
         print(f"exported to {out}")
     if options.push_to_hub:
         again = shlex.join(["jax-sft", *sys.argv[1:]])

@@ -50,7 +50,7 @@ class LoraConfig:
 
     rank: int = 0  # 0: no adapters, full fine-tuning
     alpha: float | None = None  # what adapters say counts alpha / rank times; None: twice the rank
-    dropout: float = 0.0  # of what goes into them
+    dropout: float | None = None  # of what goes into them; None: none, or what lora.adapter says
     # Kinds (see TARGETS) or module names as in the Hugging Face folder: "q_proj", "self_attn", a regular expression.
     targets: tuple[str, ...] = ("all-linear",)
     layers: str | None = None  # such as "0-3,20-27"; None: all
@@ -507,7 +507,7 @@ def _cross_checks(run: RunConfig) -> Iterator[str]:
     for key, value in at_least_zero.items():
         if value is not None and value < 0:
             yield f"{key} = {value} must not be negative"
-    shares = {"optim.b1": run.optim.b1, "optim.b2": run.optim.b2, "lora.dropout": run.lora.dropout}
+    shares = {"optim.b1": run.optim.b1, "optim.b2": run.optim.b2, "lora.dropout": run.lora.dropout or 0.0}
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key} = {value} must be at least 0 and below 1"
@@ -548,7 +548,7 @@ def _lora_checks(run: RunConfig) -> Iterator[str]:
                 f"lora.adapter = {lora.adapter!r} brings its own {' and '.join(said_by_it)}; leave out "
                 + ", ".join(f"lora.{name}" for name in said_by_it)
             )
-        if not pathlib.Path(lora.adapter).is_dir():
+        if not pathlib.Path(lora.adapter).expanduser().is_dir():
             yield f"lora.adapter: there is no folder {lora.adapter}; name one that holds adapter_config.json"
     elif lora.rank == 0 and lora.base in ("int8", "nf4"):
         yield (

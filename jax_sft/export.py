@@ -18,7 +18,7 @@ from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import MeshConfig, RunConfig, export_dtype
 from jax_sft.evaluate.losses import Losses
 from jax_sft.exam import Exam, examine, logits_of, make_exam
-from jax_sft.hf.folder import HUB_ID
+from jax_sft.hf.folder import HUB_ID, weights_sample
 from jax_sft.hf.load import Pretrained, load_configured, load_model, load_pretrained
 from jax_sft.hf.save import save_model
 from jax_sft.hf.save_adapter import write_adapter
@@ -90,6 +90,7 @@ def write_trained(
     exam: Exam | None,
     name: str | None = None,
     base_name: str | None = None,
+    revision: str | None = None,
 ) -> pathlib.Path:
     """Write what was trained: all weights ("full"), or adapters: added to their base ("merged"), or alone ("adapter").
 
@@ -114,7 +115,7 @@ def write_trained(
             stop_ids=base.template.stop_ids,
             facts=facts,
             rslora=plan.rslora,
-            source_config=None if plan.adapter is None else plan.adapter.config,
+            source_config=_source_config(plan, revision),
             name=name,
             source=base.path,
         )
@@ -133,6 +134,12 @@ def write_trained(
     return write_export(
         base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts=facts, exam=exam, name=name
     )
+
+
+def _source_config(plan: Parameters, revision: str | None) -> dict[str, Any] | None:
+    """What adapter_config.json says beyond what was trained: of the adapter gone on from, and the base's revision."""
+    said = {} if plan.adapter is None else dict(plan.adapter.config)
+    return said | ({} if revision is None else {"revision": revision}) or None
 
 
 def _merged(
@@ -237,6 +244,7 @@ def export_workdir(
             )
     found, trained, notes = checkpoints.restore_params(shape, step=step)
     checkpoints.close()
+    _check_still_the_same(workdir, plan, base, notes)
     before = Losses(**notes["before"]) if notes.get("before") else None
     after = Losses(**notes["after"]) if notes.get("after") and notes["after_step"] == found else None
     facts = training_facts(config, found, before, after)
@@ -254,8 +262,30 @@ def export_workdir(
         exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
         name=name,
         base_name=config.model.path,
+        revision=config.model.revision,
     )
     return found
+
+
+def _check_still_the_same(workdir: pathlib.Path, plan: Parameters, base: Pretrained, notes: dict[str, Any]) -> None:
+    """What a checkpoint does not hold is what it was: the base, and how adapters count.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if plan.lora is None and not plan.frozen_layers:
+        return
+    found = weights_sample(base.path)
+    if notes.get("base_weights", found) != found:
+        raise ValueError(
+            f"{workdir}: was trained on other weights ({notes['base_weights'][:8]}) than {base.path} holds now "
+            f"({found[:8]}); bring those back, or name their revision in the run's model.revision"
+        )
+    if notes.get("trained", plan.fingerprint) != plan.fingerprint:
+        raise ValueError(
+            f"{workdir}: the adapter that the run went on from has changed since, and with it what the trained one "
+            "means; bring it back as it was"
+        )
 
 
 def export_model(
@@ -278,17 +308,16 @@ def export_model(
     mesh = make_mesh(MeshConfig())
     if adapter is not None:
         base = load_pretrained(source, revision=revision)
-        _write_adapted(base, adapter, mesh, out, form or "merged", dtype, max_shard_size, certified, name)
+        _write_adapted(base, adapter, mesh, out, form or "merged", dtype, max_shard_size, certified, name, source)
         return
     if form not in (None, "full"):
         raise ValueError(f"--format {form} needs adapters; name them with --adapter, or choose full")
     base = load_model(source, revision=revision, mesh=mesh)
-    stored = base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"
     write_export(
         base,
         base.params,
         out,
-        dtype=dtype or stored,
+        dtype=dtype or _stored_dtype(base),
         max_shard_size=max_shard_size,
         facts={"rewritten from": _public_name(source)},
         exam=make_exam(base) if certified else None,
@@ -306,11 +335,14 @@ def _write_adapted(
     max_shard_size: str,
     certified: bool,
     name: str | None,
+    source: str,
 ) -> None:
     """An adapter and its base, as `export_model` writes them."""
     if form == "full":
         raise ValueError("--format full has no place for an adapter; choose merged or adapter")
     plan = of_adapter(adapter, base)
+    assert plan.adapter is not None
+    stored = plan.adapter.dtype if form == "adapter" else _stored_dtype(base)
     write_trained(
         base,
         plan,
@@ -318,9 +350,15 @@ def _write_adapted(
         {} if form == "merged" else plan.load_frozen(base, mesh),
         out,
         form=form,
-        dtype=dtype or export_dtype(form),
+        dtype=dtype or stored,
         max_shard_size=max_shard_size,
-        facts={"base model": _public_name(str(base.path)), "adapter": _public_name(adapter)},
+        facts={"base model": _public_name(source), "adapter": _public_name(adapter)},
         exam=make_exam(base) if certified else None,
         name=name,
+        base_name=plan.adapter.base_name or source,
     )
+
+
+def _stored_dtype(base: Pretrained) -> str:
+    """The one that the model's config.json names."""
+    return base.hf_config.get("dtype") or base.hf_config.get("torch_dtype") or "bfloat16"

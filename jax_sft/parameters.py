@@ -17,6 +17,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from jax_sft.config import RunConfig
+from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_params
 from jax_sft.hf.peft import Adapter, check_base, read_adapter
 from jax_sft.hf.targets import adaptation, frozen_layers, in_words, summary, trained_in_full
@@ -79,6 +80,17 @@ class Parameters:
             is_head_trained=head in self.in_full,
             adapter_weights=adapters,
         )
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What is trained, where that is not everything, as JSON: another run's checkpoints are not this one's."""
+        if self.lora is None:
+            return {"train.freeze": {k: list(v) for k, v in self.frozen_layers.items()}} if self.frozen_layers else {}
+        said = {f"lora.{k}": v for k, v in dataclasses.asdict(self.lora).items() if k != "targets"}
+        for target in self.lora.targets:
+            said[f"lora.{target.path}"] = {"ranks": list(target.ranks), "scales": list(target.scales)}
+        from_file = {} if self.adapter is None else {"lora.adapter": weights_sample(self.adapter.file)}
+        return said | {"lora.base": self.base, "lora.modules_to_save": sorted(self.in_full), **from_file}
 
     def lines(self) -> list[str]:
         """What is trained, for the log; nothing where that is everything."""
@@ -174,7 +186,8 @@ def parameters(config: RunConfig, base: Pretrained) -> Parameters:
     if config.lora.adapter is not None:
         plan = of_adapter(config.lora.adapter, base)
         assert plan.lora is not None
-        lora = dataclasses.replace(plan.lora, dropout=config.lora.dropout or plan.lora.dropout)
+        dropout = plan.lora.dropout if config.lora.dropout is None else config.lora.dropout
+        lora = dataclasses.replace(plan.lora, dropout=dropout)
         return dataclasses.replace(plan, lora=lora, base=config.lora.base)
     if config.lora.rank > 0:
         lora = adaptation(config.lora, model)

@@ -34,7 +34,6 @@ from jax_sft.export import training_facts, write_trained
 from jax_sft.generate import Sampling
 from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_configured
-from jax_sft.hf.peft import WEIGHTS
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.manifest import write_manifest
@@ -147,7 +146,9 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         )
         state_shape = abstract_state(params_shape, tx, mesh)
         checkpoints = Checkpoints(
-            workdir / "checkpoints", config.checkpoint, fingerprint=resume_fingerprint(config, base, train_set)
+            workdir / "checkpoints",
+            config.checkpoint,
+            fingerprint=resume_fingerprint(config, base, train_set) | plan.fingerprint,
         )
         restored = checkpoints.restore(state_shape)
         if restored is None:
@@ -162,6 +163,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             progress.compare_validation(validation_set.fingerprint if validation_set else None)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
+        progress.base_weights, progress.trained = weights_sample(base.path), plan.fingerprint
         run = _Run(
             config=config,
             workdir=workdir,
@@ -313,25 +315,12 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "data": train_set.fingerprint,
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
-        **_lora_fingerprint(config),
         "seed": config.seed,
         "train.batch_size": config.train.batch_size,
         "train.epochs": config.train.epochs,
         "train.steps": config.train.steps,
         **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
     }
-
-
-def _lora_fingerprint(config: RunConfig) -> dict[str, Any]:
-    """What is trained, where that is not everything."""
-    if config.train.freeze:
-        return {"train.freeze": config.train.freeze}
-    if config.lora.rank == 0 and config.lora.adapter is None:
-        return {}
-    said = {f"lora.{k}": v for k, v in dataclasses.asdict(config.lora).items()}
-    if config.lora.adapter is not None:
-        said["lora.adapter"] = weights_sample(pathlib.Path(config.lora.adapter) / WEIGHTS)
-    return said
 
 
 @dataclasses.dataclass
@@ -345,7 +334,10 @@ class _Progress:
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
     validation: str | None = None  # fingerprint of the set that the losses belong to
-    base: str = ""  # the model that the checkpoint belongs to, which one of adapters is nothing without
+    # The model that the checkpoint belongs to, which one of adapters is nothing without, and what is trained of it.
+    base: str = ""
+    base_weights: str = ""  # its hash
+    trained: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
@@ -456,6 +448,7 @@ def _steps(
         exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
         name=name,
         base_name=config.model.path,
+        revision=config.model.revision,
     )
     if name is not None:
         again = ["jax-sft", "export", "--workdir", run.workdir, "--out", export, "--push-to-hub", name]

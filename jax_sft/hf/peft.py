@@ -50,6 +50,7 @@ class Adapter:
     base_params: dict[str, Any]
     config: dict[str, Any]  # adapter_config.json
     dtype: str  # of the file
+    file: pathlib.Path  # the weights'
 
     @property
     def base_name(self) -> str:
@@ -88,6 +89,7 @@ def read_adapter(folder: str | pathlib.Path, model: ModelConfig) -> Adapter:
         base_params=_whole(read.base, model, folder, config | {"modules_to_save": None}),
         config=config,
         dtype=wide.name,
+        file=folder / WEIGHTS,
     )
 
 
@@ -108,9 +110,11 @@ def check_base(folder: str | pathlib.Path, base: Pretrained) -> None:
     if weights is not None:
         found = weights_sample(base.path)
         if weights != found:
+            is_name = name == str(base.path)
             raise ValueError(
-                f"adapter {folder} was trained on {name} (weights {weights[:8]}), and --model is {base.path} "
-                f"({found[:8]}); name {name} with --model"
+                f"adapter {folder} was trained on {name} (weights {str(weights)[:8]}), and the model is {base.path} "
+                f"({found[:8]}); "
+                + ("bring back the weights that were there then" if is_name else f"take {name}, or a copy of its files")
             )
     elif name and pathlib.PurePath(name).name.lower() != _last_name(base.path).lower():
         _log.warning("adapter %s was made for %s, and the model is %s", folder, name, base.path)

@@ -331,7 +331,7 @@ def _config_json(
     # Experts have the defaults: PEFT renames them as it loads them, and patterns may miss them.
     experts = {m: s for m, s in strengths.items() if ".experts." in m}
     numbers = strengths_config(strengths, default=next(iter(experts.values()), None))
-    if source is not None and all(strength_of(source, m) == s for m, s in strengths.items()):
+    if "r" in kept and source is not None and all(strength_of(source, m) == s for m, s in strengths.items()):
         numbers = {key: source[key] for key in numbers if key in source}
     start = kept.get("init_lora_weights", True)
     return (

@@ -88,7 +88,7 @@ def adaptation(config: LoraConfig, model: ModelConfig) -> Lora:
             targets.append(Target(path=path, ranks=tuple(own_ranks), scales=tuple(scales)))
     if not targets:
         raise ValueError("lora.targets is empty, but lora.rank asks for adapters; name kinds or modules, 'all-linear'")
-    return Lora(targets=tuple(targets), dropout=config.dropout, dora=config.dora, start=config.start)
+    return Lora(targets=tuple(targets), dropout=config.dropout or 0.0, dora=config.dora, start=config.start)
 
 
 def trained_in_full(patterns: Sequence[str], model: ModelConfig) -> set[str]:

@@ -97,8 +97,9 @@ def _adapted(y: jax.Array, u_BTR: jax.Array, kernel: Any, factors: Factors) -> j
     magnitude = magnitude_of(factors)
     if magnitude is None:
         return y
+    # In float32: magnitudes move by less than bfloat16 can tell from none.
     gain = output_gain(kernel, a, b, magnitude, scale)
-    return y * jnp.broadcast_to(gain.astype(y.dtype), y.shape)
+    return (y.astype(jnp.float32) * jnp.broadcast_to(gain, y.shape)).astype(y.dtype)
 
 
 def _flat_product(x: jax.Array, w: jax.Array) -> jax.Array:

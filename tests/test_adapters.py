@@ -1,0 +1,135 @@
+"""Adapters at the doors: several on one base, written anew, merged, and refused where they do not belong."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+import jax_sft
+from jax_sft.assistant import load_assistant
+from jax_sft.cli import main
+from jax_sft.export import export_model, export_workdir
+from jax_sft.hf.tensorfile import read_header
+from jax_sft.train_loop import train
+from tests.tiny import CHATML, run_config, write_model
+
+# Rows are spread and weights are not: XLA:CPU may deadlock where eight devices share two cores.
+ROWS_ALONE = ("mesh.data=8", "mesh.fsdp=1")
+PLAIN = CHATML.replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A tiny model, `one` and `two`: adapters on it, the second with a chat template of its own."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, lr in (("one", "1e-2"), ("two", "3e-2")):
+        config = run_config(folder, "lora.rank=4", "lora.base=float32", f"optim.lr={lr}", *ROWS_ALONE)
+        train(config, folder / name, command="")
+    (folder / "two" / "export" / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
+    return folder
+
+
+def of(place: pathlib.Path, *names: str) -> list[str]:
+    return [str(place / name / "export") for name in names]
+
+
+def test_several_adapters_share_a_base_and_each_speaks_for_itself(place: pathlib.Path):
+    shutil.copytree(place / "one" / "export", place / "first", dirs_exist_ok=True)
+    shutil.copytree(place / "two" / "export", place / "second", dirs_exist_ok=True)
+    both = load_assistant(str(place / "model"), adapters=[str(place / "first"), str(place / "second")])
+    assert both.adapters == ("first", "second")
+    data = [str(place / "validation.jsonl")]
+    found = {name: both.with_adapter(name).losses(data)[0].loss for name in (*both.adapters, None)}
+    alone = load_assistant(str(place / "model"), adapters=[str(place / "second")])
+    assert found["second"] == pytest.approx(alone.losses(data)[0].loss, rel=1e-6)
+    assert found[None] == pytest.approx(load_assistant(str(place / "model")).losses(data)[0].loss, rel=1e-6)
+    assert len({round(loss, 4) for loss in found.values()}) == 3
+    assert both.base.chat_template == CHATML and both.with_adapter("second").base.chat_template == PLAIN
+    with pytest.raises(ValueError, match="there is no adapter 'third'; those loaded are first, second"):
+        both.with_adapter("third")
+
+
+def test_eval_compares_an_adapter_with_its_base(place: pathlib.Path, tmp_path: pathlib.Path):
+    model, (one, two) = str(place / "model"), of(place, "one", "two")
+    data, out = str(place / "validation.jsonl"), tmp_path / "out.json"
+    flags = ["--model", model, "--adapter", one, "--adapter", two, "--against", model, "--data", data]
+    assert main(["eval", *flags, "--out", str(out)]) == 0
+    said = json.loads(out.read_text())
+    assert said["loss"] < said["against"]["loss"]
+    assert [*said["adapters"]] == [f"{model} + {two}"]
+
+
+def test_chat_answers_with_an_adapter(place: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--prompt", "count to 3", "--greedy", "--max-new-tokens", "4"]
+    assert main(["chat", "--model", str(place / "model"), "--adapter", *of(place, "one"), *flags]) == 0
+    expected = jax_sft.load(place / "model", adapters=of(place, "one")).answer("count to 3", max_new_tokens=4).text
+    assert capsys.readouterr().out.strip() == expected
+
+
+def test_an_adapter_written_anew_is_the_same_file_and_merged_has_the_dtype_of_its_base(
+    place: pathlib.Path, tmp_path: pathlib.Path
+):
+    (one,) = of(place, "one")
+    export_model(str(place / "model"), tmp_path / "again", adapter=one, form="adapter", certified=False)
+    file = "adapter_model.safetensors"
+    assert (tmp_path / "again" / file).read_bytes() == (pathlib.Path(one) / file).read_bytes()
+    names = [json.loads((pathlib.Path(f) / "adapter_config.json").read_text()) for f in (one, tmp_path / "again")]
+    assert names[0]["base_model_name_or_path"] == names[1]["base_model_name_or_path"] == str(place / "model")
+    export_model(str(place / "model"), tmp_path / "merged", adapter=one, certified=True)
+    assert {e.dtype for e in read_header(tmp_path / "merged" / "model.safetensors").values()} == {"F32"}
+    merged = load_assistant(str(tmp_path / "merged"))
+    beside = load_assistant(str(place / "model"), adapters=[one])
+    losses = [model.losses([str(place / "validation.jsonl")])[0].loss for model in (merged, beside)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_export_takes_one_adapter_and_a_form_that_fits(
+    place: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    one, two = of(place, "one", "two")
+    model, out = str(place / "model"), str(tmp_path / "out")
+    refused = {
+        "given twice": ["--model", model, "--adapter", one, "--adapter", two],
+        "has no place for an adapter": ["--model", model, "--adapter", one, "--format", "full"],
+        "needs adapters": ["--model", model, "--format", "merged"],
+        "has nothing to write": ["--workdir", str(place / "one"), "--format", "full"],
+        "belongs to --model": ["--workdir", str(place / "one"), "--adapter", one],
+    }
+    for words, flags in refused.items():
+        assert main(["export", *flags, "--out", out]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_a_base_with_other_weights_is_refused_at_every_door(place: pathlib.Path, tmp_path: pathlib.Path):
+    other = tmp_path / "other"
+    write_model(other, seed=1)
+    (one,) = of(place, "one")
+    with pytest.raises(ValueError, match=r"was trained on .*model \(weights .*\), and the model is .*other"):
+        load_assistant(str(other), adapters=[one])
+    with pytest.raises(ValueError, match="was trained on"):
+        train(run_config(place, f"lora.adapter={one}", f"model.path={other}"), tmp_path / "on", command="")
+    shutil.copytree(place / "model", tmp_path / "kept")
+    shutil.copytree(other, place / "model", dirs_exist_ok=True)
+    try:
+        for form in ("adapter", "merged"):
+            with pytest.raises(ValueError, match="was trained on other weights .* than .* holds now"):
+                export_workdir(place / "one", tmp_path / "out", form=form)
+        with pytest.raises(ValueError, match="bring back the weights that were there then"):
+            load_assistant(str(place / "model"), adapters=[one])
+    finally:
+        shutil.copytree(tmp_path / "kept", place / "model", dirs_exist_ok=True)
+
+
+def test_an_adapter_that_changed_under_a_run_is_refused(place: pathlib.Path, tmp_path: pathlib.Path):
+    start = tmp_path / "start"
+    shutil.copytree(place / "one" / "export", start)
+    config = run_config(place, f"lora.adapter={start}", "lora.base=float32", "train.steps=2", *ROWS_ALONE)
+    train(config, tmp_path / "run", command="")
+    file = start / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 80}), encoding="utf-8")
+    with pytest.raises(ValueError, match="the adapter that the run went on from has changed since"):
+        export_workdir(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"cannot go on with another configuration"):
+        train(config, tmp_path / "run", command="")
