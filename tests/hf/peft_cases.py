@@ -165,7 +165,7 @@ def random_adapter(
         return made
 
     params = {"lora": make(tree["lora"], "")} | full
-    return Adapter(lora=lora, params=params, base_params={}, config={}, dtype="float32")
+    return Adapter(lora=lora, params=params, base_params={}, config={}, dtype="float32", file=pathlib.Path("made here"))
 
 
 def merged(params: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
