@@ -79,6 +79,11 @@ def measured(monkeypatch):
     seen = []
 
     class Measured:
+    adapters: tuple[str, ...] = ()
+
+    def with_adapter(self, _: None) -> 'Measured':
+        return self
+
         def losses(self, data, *, config, batch_size):
             seen[-1]["config"] = config
             account = Account(read=9, kept=9 - len(seen))

@@ -240,7 +240,7 @@ def test_a_checkpoint_of_adapters_is_small_and_names_its_base(folder, whole):
     floats = [x for x in jax.tree.leaves(state) if x.ndim]
     assert sum(x.size for x in floats) == 3 * numbers  # and two moments of each
     arrays = sum(p.stat().st_size for p in step.rglob("*") if p.is_file())
-    assert arrays < 4 * 3 * numbers + 200_000 and 4 * numbers < arrays
+    assert arrays < 4 * 3 * numbers + 600_000 and 4 * numbers < arrays
 
 
 LAUNCHER = """
