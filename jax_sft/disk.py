@@ -48,10 +48,10 @@ def told_if_full(*places: str | os.PathLike[str]) -> Iterator[None]:
 
 def leave_the_full_disk_to_us() -> None:
     """Keep the tracebacks of Orbax's and TensorStore's threads off the terminal where a full disk is their cause."""
-    absl = logging.getLogger("absl")
-    if any(isinstance(known, _NotOfAFullDisk) for known in absl.filters):
+    if _STRAY in logging.getLogger("absl").filters:
         return
-    absl.addFilter(_NotOfAFullDisk())
+    for name in ("absl", "asyncio"):  # a task that nobody waits for any longer is told of by asyncio
+        logging.getLogger(name).addFilter(_STRAY)
     before = sys.unraisablehook
 
     def hook(told: Any) -> None:
@@ -67,9 +67,22 @@ def leave_the_full_disk_to_us() -> None:
     sys.unraisablehook = hook
 
 
-class _NotOfAFullDisk(logging.Filter):
+class _OfAFullDisk(logging.Filter):
+    """Lets through what is not of a full disk, nor of the unfinished save that one left behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._met = False
+
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, FileNotFoundError) and ".orbax-checkpoint-tmp" in str(error):
-            return False  # a thread that went on after the save it worked for had failed and was cleared away
-        return not (is_full(error) or any(words in record.getMessage().lower() for words in _WORDS))
+        said = f"{record.getMessage()} {error or ''}"
+        if is_full(error) or any(words in said.lower() for words in _WORDS):
+            self._met = True
+            return False
+        # A thread that went on after the save it worked for had failed and was cleared away.
+        is_late = isinstance(error, FileNotFoundError) or self._met
+        return not (is_late and ".orbax-checkpoint-tmp" in said)
+
+
+_STRAY = _OfAFullDisk()

@@ -430,6 +430,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(small_di
     assert done.returncode == 0, done.stderr
     assert f"SAID {small_disk}/checkpoints: the disk is full, so the checkpoint of step 2 was not saved" in done.stdout
     assert "the checkpoint of step 1 is untouched. Free some space" in done.stdout
+    assert not done.stderr
     assert done.stdout.endswith("LEFT [1]\nAGAIN 1 True\nTHEN 2 ['00000001', '00000002']\n"), done.stdout
 
 

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from jax_sft import disk
 from jax_sft.disk import is_full, leave_the_full_disk_to_us, told_if_full
 
 
@@ -40,16 +41,21 @@ def test_a_full_disk_is_known_by_number_by_words_and_by_what_it_caused():
     assert not is_full(OSError(errno.EACCES, "x")) and not is_full(ValueError("RESOURCE_EXHAUSTED"))
 
 
-def test_a_thread_of_orbax_tells_of_everything_but_a_full_disk(caplog):
+def test_a_thread_of_orbax_tells_of_everything_but_a_full_disk_and_its_leavings(caplog, monkeypatch):
+    monkeypatch.setattr(disk._STRAY, "_met", False)
     leave_the_full_disk_to_us()
     leave_the_full_disk_to_us()
-    absl = logging.getLogger("absl")
-    gone = FileNotFoundError(errno.ENOENT, "gone", "00000002.orbax-checkpoint-tmp/params")
-    for error in (OSError(errno.ENOSPC, "full"), gone, OSError(errno.EACCES, "denied")):
-        try:
-            raise error
-        except OSError:
-            absl.exception("a thread raised")
+    absl, unfinished = logging.getLogger("absl"), "00000002.orbax-checkpoint-tmp/params"
+    full, denied = OSError(errno.ENOSPC, "full"), OSError(errno.EACCES, "denied", unfinished)
+    absl.error("a thread raised", exc_info=FileNotFoundError(errno.ENOENT, "gone", unfinished))
+    absl.error("a thread raised", exc_info=denied)
+    absl.warning("%s already exists", unfinished)
+    assert len(caplog.records) == 2  # no disk was full so far
+    absl.error("a thread raised", exc_info=full)
     absl.error("a thread said: No space left on device")
-    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["[Errno 13] denied"]
-    assert len(caplog.records) == 1
+    logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=full)
+    absl.error("a thread raised", exc_info=denied)
+    absl.warning("%s already exists", unfinished)
+    assert len(caplog.records) == 2
+    absl.error("a thread raised", exc_info=OSError(errno.EACCES, "denied", "00000001/params"))
+    assert len(caplog.records) == 3
