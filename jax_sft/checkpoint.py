@@ -272,13 +272,7 @@ class Checkpoints:
     def _compare_fingerprint(self, step: int, saved: Mapping[str, Any]) -> None:
         if self._fingerprint is None:
             return
-        before, now = dict(_flat(saved)), dict(_flat(self._fingerprint))
-        missing = "not set"
-        lines = [
-            f"  {key}: {before.get(key, missing)!r} when saved, {now.get(key, missing)!r} now"
-            for key in sorted({*before, *now})
-            if before.get(key, missing) != now.get(key, missing)
-        ]
+        lines = list(_differences(saved, self._fingerprint))
         if lines:
             raise FingerprintError(
                 f"{self._directory}: the run of step {step} cannot go on with another configuration; set these back, "
@@ -379,10 +373,16 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves of nested dicts."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Lines on what two fingerprints do not share; a section that only one of them has, such as lora, is one line."""
+    missing = object()
+
+    def said(value: Any) -> str:
+        return "not set" if value is missing else "set" if isinstance(value, Mapping) else repr(value)
+
+    for key in sorted({*saved, *now}):
+        before, after = saved.get(key, missing), now.get(key, missing)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"  {prefix}{key}: {said(before)} when saved, {said(after)} now"

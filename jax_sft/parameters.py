@@ -86,11 +86,11 @@ class Parameters:
         """What is trained, where that is not everything, as JSON: another run's checkpoints are not this one's."""
         if self.lora is None:
             return {"train.freeze": {k: list(v) for k, v in self.frozen_layers.items()}} if self.frozen_layers else {}
-        said = {f"lora.{k}": v for k, v in dataclasses.asdict(self.lora).items() if k != "targets"}
+        said: dict[str, Any] = {k: v for k, v in dataclasses.asdict(self.lora).items() if k != "targets"}
         for target in self.lora.targets:
-            said[f"lora.{target.path}"] = {"ranks": list(target.ranks), "scales": list(target.scales)}
-        from_file = {} if self.adapter is None else {"lora.adapter": weights_sample(self.adapter.file)}
-        return said | {"lora.base": self.base, "lora.modules_to_save": sorted(self.in_full), **from_file}
+            said[target.path] = {"ranks": list(target.ranks), "scales": list(target.scales)}
+        from_file = {} if self.adapter is None else {"adapter": weights_sample(self.adapter.file)}
+        return {"lora": said | {"base": self.base, "modules_to_save": sorted(self.in_full), **from_file}}
 
     def lines(self) -> list[str]:
         """What is trained, for the log; nothing where that is everything."""

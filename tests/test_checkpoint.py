@@ -277,8 +277,8 @@ def test_a_changed_fingerprint_lists_every_difference(saved):
         checkpoints.restore(described())
     checkpoints.close()
     assert str(caught.value).splitlines()[1:] == [
-        "  data: 'abc' when saved, 'not set' now",
-        "  model: 'not set' when saved, 'm' now",
+        "  data: 'abc' when saved, not set now",
+        "  model: not set when saved, 'm' now",
         "  optim.b: [1, 2] when saved, [1, 3] now",
         "  seed: 1 when saved, 2 now",
     ]

@@ -225,6 +225,11 @@ def test_a_base_whose_weights_were_changed_is_no_resume(folder, whole, tmp_path)
         train(config_of(folder, "qlora", "lora.base=int8"), workdir, command="test")
 
 
+def test_full_fine_tuning_in_the_workdir_of_adapters_is_told_in_a_line(folder, whole):
+    with pytest.raises(ValueError, match="(?s)workdir:\n  lora: set when saved, not set now$"):
+        train(run_config(folder, *SHORT, *ROWS_ALONE), whole("lora"), command="test")
+
+
 def test_a_checkpoint_of_adapters_is_small_and_names_its_base(folder, whole):
     step = whole("qlora") / "checkpoints" / "00000003"
     config = config_of(folder, "qlora")
@@ -237,7 +242,7 @@ def test_a_checkpoint_of_adapters_is_small_and_names_its_base(folder, whole):
     assert numbers == lora.num_params(base.config.sizes) < base.config.num_params / 4
     host = json.loads((step / "host" / "metadata").read_text())
     assert host["fingerprint"]["model.weights"]
-    assert host["fingerprint"]["lora.base"] == "nf4"
+    assert host["fingerprint"]["lora"]["base"] == "nf4"
     state = restored_state(whole("qlora"), config)
     floats = [x for x in jax.tree.leaves(state) if x.ndim]
     assert sum(x.size for x in floats) == 3 * numbers  # and two moments of each
