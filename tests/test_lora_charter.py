@@ -94,10 +94,12 @@ OVERRIDES = {
     "dora": ["lora.rank=4", "lora.dora=true", "lora.rslora=true", "lora.modules_to_save=('norms',)", "lora.base=int8"],
     "qlora": ["lora.rank=4", "lora.base=nf4", "lora.dropout=0.1", "lora.b_lr_ratio=4.0"],
 }
-# Rows alone are spread: with weights spread too, XLA:CPU may start independent collectives of one step in another order
-# on each of eight devices that share two cores, and wait forever. Other meshes are above, and in processes below.
 SHORT = ["train.steps=3", "checkpoint.every_steps=2", "optim.lr=2e-2"]
-ROWS_ALONE = ["mesh.data=8", "mesh.fsdp=1"]
+MESHES = {
+    "lora": ["mesh.fsdp=8"],
+    "dora": ["mesh.fsdp=4", "mesh.tensor=2"],
+    "qlora": ["mesh.data=2", "mesh.fsdp=4"],
+}
 
 
 class Signalled(Signals):
@@ -111,7 +113,7 @@ class Signalled(Signals):
 
 
 def config_of(folder: pathlib.Path, kind: str, *more: str) -> Any:
-    return run_config(folder, *OVERRIDES[kind], *SHORT, *ROWS_ALONE, *more)
+    return run_config(folder, *OVERRIDES[kind], *SHORT, *MESHES[kind], *more)
 
 
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
@@ -227,7 +229,7 @@ def test_a_base_whose_weights_were_changed_is_no_resume(folder, whole, tmp_path)
 
 def test_full_fine_tuning_in_the_workdir_of_adapters_is_told_in_a_line(folder, whole):
     with pytest.raises(ValueError, match="(?s)workdir:\n  lora: set when saved, not set now$"):
-        train(run_config(folder, *SHORT, *ROWS_ALONE), whole("lora"), command="test")
+        train(run_config(folder, *SHORT), whole("lora"), command="test")
 
 
 def test_a_checkpoint_of_adapters_is_small_and_names_its_base(folder, whole):
@@ -301,8 +303,9 @@ def together(folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> li
 
 
 @pytest.mark.slow
-def test_two_processes_train_dora_on_a_quantised_base_as_one_and_go_on(folder, tmp_path):
-    said = ["lora.rank=4", "lora.base=nf4", "lora.dora=true", "lora.dropout=0.1", *SHORT]
+@pytest.mark.parametrize("more", [[], ["lora.base=nf4", "lora.dora=true", "lora.dropout=0.1"]], ids=["lora", "qdora"])
+def test_two_processes_train_adapters_as_one_and_go_on(folder, tmp_path, more):
+    said = ["lora.rank=4", *more, *SHORT]
     finish(start(folder, tmp_path / "one", *said))
     together(folder, tmp_path / "two", *said, "export.certify=True")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
