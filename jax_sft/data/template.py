@@ -25,7 +25,7 @@ WAY_OUT = "set model.chat_template to a copy of the template with {% generation 
 
 
 def named_template(name: str, tokenizer: Any) -> str:
-    """The Jinja text of a template of ours (`TEMPLATES` in config.py), for models that have none.
+    """The Jinja text of a template of ours (`TEMPLATES` of the config), for models that have none.
 
     Raises:
         DataError: the tokenizer lacks a token that the template writes.

@@ -1,0 +1,47 @@
+"""The run, as frozen dataclasses: what a config file may say, checked once at the door.
+
+In: a Python file with `get_config() -> ml_collections.ConfigDict` and overrides `a.b=value`. Out: a `RunConfig`; past
+the door nobody reads a string key.
+"""
+
+from jax_sft.config.checks import TARGETS, TEMPLATES, is_hub_name, layer_numbers
+from jax_sft.config.door import ConfigError, default, export_dtype, from_config_dict, known_keys, load
+from jax_sft.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    LogConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelSource,
+    NewRowsStart,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "TARGETS",
+    "TEMPLATES",
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "LogConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelSource",
+    "NewRowsStart",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "default",
+    "export_dtype",
+    "from_config_dict",
+    "is_hub_name",
+    "known_keys",
+    "layer_numbers",
+    "load",
+]

@@ -1,0 +1,211 @@
+"""What one value of a configuration alone cannot tell: pairs that do not combine, numbers out of range, names.
+
+In: a `RunConfig` whose values have their types. Out: a sentence for each problem, with the way out.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from jax_sft.config.sections import LoraConfig, RunConfig
+
+TARGETS = ("all-linear", "attention", "mlp", "experts", "embeddings", "head")  # kinds of modules
+TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
+LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
+_ROLES = ("assistant", "user", "system", "developer", "tool", "all")
+# What the hub takes for a model's name (huggingface_hub's validate_repo_id), with its organization or user.
+_HUB_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$|[.-]$))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A question with the nearest of the known names, to be put behind a message; "" if none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:
+        leaf = name.rsplit(".", 1)[-1]
+        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = [leaves[m] for m in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a model on the hub can be called `text`."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
+def cross_checks(run: RunConfig) -> Iterator[str]:
+    """A sentence for each problem that one value alone cannot tell."""
+    yield from _source_checks(run)
+    yield from _lora_checks(run)
+    yield from _data_checks(run)
+    yield from _range_checks(run)
+    yield from _length_checks(run)
+    sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(run.mesh).items()}
+    for key, size in sizes.items():
+        if size == 0 or size < -1:
+            yield f"{key} = {size} must be a number of devices, or -1 for the devices left over"
+    if list(sizes.values()).count(-1) > 1:
+        yield "mesh: only one axis may be -1"
+
+
+def _source_checks(run: RunConfig) -> Iterator[str]:
+    """Where the model comes from and goes to."""
+    if not run.model.path:
+        yield "model.path is empty; set it to a Hugging Face folder, a hub id or a .gguf file"
+    template = run.model.chat_template
+    if template is not None and template not in TEMPLATES and not pathlib.Path(template).is_file():
+        yield (
+            f"model.chat_template: there is no file {template}; name a Jinja file or one of {', '.join(TEMPLATES)}"
+            + did_you_mean(template, TEMPLATES)
+        )
+    if run.model.new_rows != "mean" and not run.model.new_tokens:
+        yield (
+            f"model.new_rows = {run.model.new_rows!r} says how the rows of model.new_tokens start, and that is empty; "
+            "name the tokens there, or leave model.new_rows out"
+        )
+    if run.export.push_to is not None and not is_hub_name(run.export.push_to):
+        yield f"export.push_to = {run.export.push_to!r} is no name of the hub; write org/name, or user/name"
+    if run.export.push_private and run.export.push_to is None:
+        yield "export.push_private belongs to export.push_to, which is not set; set it to org/name"
+    if run.log.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        yield "log.wandb_project is set, but wandb is not installed; install jax-sft[wandb]"
+
+
+def _data_checks(run: RunConfig) -> Iterator[str]:
+    """What is read, and which of it teaches."""
+    if not run.data.train:
+        yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
+    for role in run.data.train_on.split(","):
+        if role.strip() not in _ROLES:
+            hint = did_you_mean(role.strip(), _ROLES)
+            yield f"data.train_on: {role.strip()!r} is no role{hint}; the roles are {', '.join(_ROLES)}"
+    if run.data.train_on == "all" and run.data.train_turns == "last":
+        yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
+    if run.evaluate.every_steps is not None and not run.data.validation and not run.evaluate.prompts:
+        yield "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation or evaluate.prompts"
+
+
+def _range_checks(run: RunConfig) -> Iterator[str]:
+    """Numbers that are too small or too large."""
+    positive = {
+        "model.vocab_multiple": run.model.vocab_multiple,
+        "lora.alpha": run.lora.alpha,
+        "lora.b_lr_ratio": run.lora.b_lr_ratio,
+        **{f"lora.rank_pattern.{name}": rank for name, rank in run.lora.rank_pattern.items()},
+        **{f"lora.alpha_pattern.{name}": alpha for name, alpha in run.lora.alpha_pattern.items()},
+        "data.max_length": run.data.max_length,
+        "train.batch_size": run.train.batch_size,
+        "train.accumulation": run.train.accumulation,
+        "train.steps": run.train.steps,
+        "train.epochs": run.train.epochs,
+        "train.loss_chunk_tokens": run.train.loss_chunk_tokens,
+        "evaluate.every_steps": run.evaluate.every_steps,
+        "evaluate.max_new_tokens": run.evaluate.max_new_tokens,
+        "checkpoint.every_steps": run.checkpoint.every_steps,
+        "checkpoint.keep": run.checkpoint.keep,
+        "log.every_steps": run.log.every_steps,
+        "optim.clip_norm": run.optim.clip_norm,
+        "optim.eps": run.optim.eps,
+        "optim.decay_steps": run.optim.decay_steps,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            yield f"{key} = {value} must be greater than 0"
+    if run.train.epochs is not None and run.train.epochs > LARGEST:
+        yield f"train.epochs = {run.train.epochs} is too large; the largest number here is {LARGEST} (2**31 - 1)"
+    at_least_zero = {
+        "lora.rank": run.lora.rank,
+        "optim.lr": run.optim.lr,
+        "optim.warmup_steps": run.optim.warmup_steps,
+        "optim.weight_decay": run.optim.weight_decay,
+        "data.workers": run.data.workers,
+    }
+    for key, value in at_least_zero.items():
+        if value is not None and value < 0:
+            yield f"{key} = {value} must not be negative"
+    shares = {"optim.b1": run.optim.b1, "optim.b2": run.optim.b2, "lora.dropout": run.lora.dropout or 0.0}
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            yield f"{key} = {value} must be at least 0 and below 1"
+    if not 0 <= run.optim.final_lr_ratio <= 1:
+        yield f"optim.final_lr_ratio = {run.optim.final_lr_ratio} must lie between 0 and 1"
+    if not 0 <= run.seed < 2**32:
+        yield f"seed = {run.seed} must lie between 0 and 2**32 - 1"
+
+
+def _length_checks(run: RunConfig) -> Iterator[str]:
+    """How long a run is, and what must fit into it."""
+    if (run.train.steps is None) == (run.train.epochs is None):
+        said = "both are set" if run.train.steps is not None else "neither is set"
+        yield f"train.steps and train.epochs: {said}; set exactly one of them"
+    if run.optim.decay_steps is not None and run.optim.schedule != "wsd":
+        yield f"optim.decay_steps belongs to optim.schedule = 'wsd', not {run.optim.schedule!r}; set it to None"
+    if run.train.accumulation > 0 and run.train.batch_size % run.train.accumulation:
+        yield (
+            f"train.batch_size = {run.train.batch_size} cannot be cut into train.accumulation = "
+            f"{run.train.accumulation} equal micro-batches; make the first a multiple of the second"
+        )
+    if run.train.steps is not None and run.optim.warmup_steps >= run.train.steps > 0:
+        yield (
+            f"optim.warmup_steps = {run.optim.warmup_steps} but train.steps = {run.train.steps}; "
+            "make the warmup shorter or the run longer"
+        )
+
+
+def _lora_checks(run: RunConfig) -> Iterator[str]:
+    """Adapters asked for halfway, and what belongs to them or to full fine-tuning alone."""
+    lora, default = run.lora, LoraConfig()
+    asked = [f.name for f in dataclasses.fields(LoraConfig) if getattr(lora, f.name) != getattr(default, f.name)]
+    if lora.adapter is not None:
+        said_by_it = [name for name in asked if name not in ("adapter", "dropout", "b_lr_ratio", "base")]
+        if said_by_it:
+            yield (
+                f"lora.adapter = {lora.adapter!r} brings its own {' and '.join(said_by_it)}; leave out "
+                + ", ".join(f"lora.{name}" for name in said_by_it)
+            )
+        if not pathlib.Path(lora.adapter).expanduser().is_dir():
+            yield f"lora.adapter: there is no folder {lora.adapter}; name one that holds adapter_config.json"
+    elif lora.rank == 0 and lora.base in ("int8", "nf4"):
+        yield (
+            f"lora.base = {lora.base!r} with lora.rank = 0: the weights of a quantised base cannot be trained; set "
+            "lora.rank, such as 16, for adapters on it, or leave out lora.base for full fine-tuning"
+        )
+    elif lora.rank == 0 and asked:
+        yield (
+            f"lora.{asked[0]} asks for adapters, but lora.rank = 0 means full fine-tuning; set lora.rank, such as 16, "
+            f"or leave out {', '.join(f'lora.{name}' for name in asked)}"
+        )
+    has_adapters = lora.rank > 0 or lora.adapter is not None
+    if has_adapters and run.train.freeze:
+        yield "train.freeze belongs to full fine-tuning; with adapters the base is frozen already, leave it out"
+    if has_adapters and run.export.format == "full":
+        yield "export.format = 'full' with adapters; choose 'merged' (the base with them added in) or 'adapter'"
+    if not has_adapters and run.export.format in ("merged", "adapter"):
+        yield f"export.format = {run.export.format!r}, but no adapters are trained; choose 'full', or set lora.rank"
+    if has_adapters and run.model.new_tokens and run.export.format in (None, "adapter"):
+        yield (
+            "model.new_tokens with adapters: an adapter does not carry the rows of new tokens; set export.format = "
+            "'merged', and lora.modules_to_save = ('embeddings',) if they are to be learnt"
+        )
+    if lora.layers is not None and _layer_numbers(lora.layers) is None:
+        yield f"lora.layers = {lora.layers!r} is no list of layers; write it as 0-3,20-27"
+
+
+def _layer_numbers(text: str) -> list[int] | None:
+    """ "0-2,5" -> [0, 1, 2, 5]; None if it is no such list."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            return None
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return sorted(found)
+
+
+def layer_numbers(text: str) -> list[int]:
+    """Layers of a checked `lora.layers`: "0-2,5" -> [0, 1, 2, 5]."""
+    numbers = _layer_numbers(text)
+    assert numbers is not None
+    return numbers

@@ -1,0 +1,167 @@
+"""The sections of a run's configuration, frozen: what may be said, of what type, and what holds if nothing is said.
+
+Defaults live here and nowhere else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+NewRowsStart = Literal["mean", "zeros", "sample"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where the base model comes from and how it computes."""
+
+    path: str = ""  # a Hugging Face folder, a hub id, or a .gguf file
+    revision: str | None = None  # branch, tag or commit of a hub id
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; trained weights stay float32
+    chat_template: str | None = None  # replaces the tokenizer's own: one of TEMPLATES, or a Jinja file
+    new_tokens: tuple[str, ...] = ()  # control tokens to add to the vocabulary
+    new_rows: NewRowsStart = "mean"  # how their rows start; sample: drawn with the others' mean and deviation, by seed
+    vocab_multiple: int = 128  # embedding and head are padded to it in training, so that mesh axes divide them
+    attention: Literal["auto", "xla", "chunked"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside a frozen base, instead of training all of it."""
+
+    rank: int = 0  # 0: no adapters, full fine-tuning
+    alpha: float | None = None  # what adapters say counts alpha / rank times; None: twice the rank
+    dropout: float | None = None  # of what goes into them; None: none, or what lora.adapter says
+    # Kinds (see TARGETS) or module names as in the Hugging Face folder: "q_proj", "self_attn", a regular expression.
+    targets: tuple[str, ...] = ("all-linear",)
+    layers: str | None = None  # such as "0-3,20-27"; None: all
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)  # other ranks, by module name
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rslora: bool = False  # alpha / sqrt(rank) instead (arXiv 2312.03732)
+    dora: bool = False  # magnitude and direction apart (arXiv 2402.09353)
+    start: Literal["default", "pissa"] = "default"  # pissa: from the largest singular values (arXiv 2404.02948)
+    b_lr_ratio: float = 1.0  # B learns this many times as fast as A (LoRA+, arXiv 2402.12354)
+    modules_to_save: tuple[str, ...] = ()  # also trained, in full: embeddings, head, norms or module names
+    base: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"  # how the frozen weights are held
+    adapter: str | None = None  # a folder in PEFT's format to go on from; it says rank, alpha, targets and the like
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, how it is rendered, which tokens teach."""
+
+    train: tuple[str, ...] = ()  # files, globs, folders or hub dataset ids
+    validation: tuple[str, ...] = ()
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our field -> the column's name in the files
+    split: str = "train"  # of a hub dataset
+    max_length: int = 2048  # tokens in a packed row, and the longest sequence
+    packing: bool = True
+    too_long: Literal["drop", "truncate", "error"] = "drop"
+    train_on: str = "assistant"  # roles that teach, separated by commas
+    train_turns: Literal["all", "last"] = "all"
+    mask: Literal["auto", "tags", "prefix", "sentinel", "turns"] = "auto"  # how trained spans are found
+    workers: int = 0  # processes that tokenise; 0: this one
+    cache: str | None = None  # folder of tokenised sets; None: beside the workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at once."""
+
+    batch_size: int = 8  # packed rows in one optimizer step, over all devices and micro-batches
+    accumulation: int = 1  # micro-batches an optimizer step is cut into
+    epochs: float | None = None  # passes over the training set; exactly one of epochs and steps
+    steps: int | None = None
+    remat: Literal["none", "dots", "full", "offload"] = "dots"
+    nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
+    loss_chunk_tokens: int = 1024  # predicted tokens whose logits exist at one time
+    freeze: tuple[str, ...] = ()  # what full fine-tuning leaves alone: kinds or module names, as lora.targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    name: Literal["adamw"] = "adamw"
+    # None: 1e-5, and with adapters 1e-4, for their best rate is about ten times that of full fine-tuning whatever the
+    # model and the rank ("LoRA Without Regret", Schulman and Thinking Machines 2025)
+    lr: float | None = None
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_steps: int = 0
+    final_lr_ratio: float = 0.1  # the schedule ends at lr times this
+    decay_steps: int | None = None  # of wsd: the steps of its last part; None: a fifth of the run
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices by axis; one of them may be -1 and takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    expert: int = 1  # experts are spread over it, and rows too
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Validation and sample answers during training."""
+
+    every_steps: int | None = None  # None: at the start and the end alone
+    prompts: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved and how many saves are kept; the best by validation loss is kept beside them."""
+
+    every_steps: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    every_steps: int = 1
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The Hugging Face folder at the end."""
+
+    format: Literal["full", "merged", "adapter"] | None = None  # None: adapter if there are adapters, else full
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: bfloat16, and of adapters float32
+    max_shard_size: str = "5GB"
+    certify: bool = True  # read the folder back, compare logits, answer once; CERTIFICATE.json
+    push_to: str | None = None  # the hub's name, org/name, that the folder is pushed to when a training has ended
+    push_private: bool = False  # nobody else may see it there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    seed: int = 0
+    workdir: str = ""
+    model: ModelSource = ModelSource()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    export: ExportConfig = ExportConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, ready for JSON."""
+        return dataclasses.asdict(self)
