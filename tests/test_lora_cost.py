@@ -22,7 +22,7 @@ from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build
 from jax_sft.model.families import read_model_config
 from jax_sft.model.lora import letters
-from jax_sft.model.quantize import quantize
+from jax_sft.model.quantize import Quantized, quantize
 from jax_sft.optim import optimizer
 from jax_sft.train_step import abstract_state, make_train_step, state_shardings
 from tests.adapted import jaxprs_in, mesh_of
@@ -40,6 +40,29 @@ MODEL = read_model_config(
         "head_dim": 32,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    }
+)
+EXPERTS = read_model_config(
+    {
+        "model_type": "qwen3_moe",
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "moe_intermediate_size": 64,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-6,
         "rope_theta": 1e4,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
@@ -144,6 +167,29 @@ def test_the_full_step_makes_the_gradient_of_every_matrix():
 @pytest.mark.parametrize(("kind", "base"), [(LORA, "float32"), (DORA, "nf4")])
 def test_no_product_of_a_step_with_adapters_makes_a_frozen_weight_s_gradient(kind: str, base: str):
     assert gradients(compiled(kind, base)) == set()
+
+
+def floats_kept_for_each_layer(jaxpr: Any) -> set[int]:
+    """Sizes of what scans hand out of their loop in floating point, so of what their backward pass finds stored."""
+    found: set[int] = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            of_layers = [var.aval for var in equation.outvars[equation.params["num_carry"] :]]
+            found |= {x.size for x in of_layers if jnp.issubdtype(x.dtype, jnp.floating)}
+        found = found.union(*map(floats_kept_for_each_layer, jaxprs_in(equation)))
+    return found
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+@pytest.mark.parametrize(("kind", "model"), [(LORA, MODEL), (DORA, MODEL), (LORA, EXPERTS)])
+def test_without_rematerialisation_no_dequantised_kernel_is_kept_for_the_backward_pass(
+    kind: str, model: ModelConfig, base: str
+):
+    step, arguments = step_of(kind, base, model, RANK, B, 80)  # so that no activation is as large as a kernel
+    kept = floats_kept_for_each_layer(step.trace(*arguments).jaxpr.jaxpr)
+    kernels = {math.prod(x.shape) for x in arguments[1]["blocks"].values() if isinstance(x, Quantized)}
+    assert len(kernels) == 3 and len(kept) > 5
+    assert not kernels & kept
 
 
 LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}

@@ -10,7 +10,7 @@ B batch row, T position, S slot of the cache, D model width, F MLP width, N/K he
 L layers, E experts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ from jax_sft.model.layers import (
 )
 from jax_sft.model.lora import Lora, both_factors
 from jax_sft.model.projection import Dropout, Weights, project
-from jax_sft.model.quantize import dense
+from jax_sft.model.quantize import Quantized, dense
 from jax_sft.sharding import constrain
 
 Angles = tuple[jax.Array, jax.Array]  # cosine and sine
@@ -377,14 +377,22 @@ class Decoder(nnx.Module):
             experts_per_token=config.experts_per_token,
             normalised=config.router_normalised,
         )
-        gate_EDF, up_EDF, down_EFD = (dense(weights[name], normed_BTD.dtype) for name in _EXPERTS)
+        kernels = [weights[name] for name in _EXPERTS]
         adapters = [low_rank(weights.get("adapters", {}).get(name)) for name in _EXPERTS]
         biases = (
             Biases(weights["gate_bias_EF"], weights["up_bias_EF"], weights["down_bias_ED"]) if config.mlp_bias else None
         )
-        out_BTD = apply_experts(
-            normed_BTD, routing, gate_EDF, up_EDF, down_EFD, biases, adapters, gating=self._gating()
-        )
+
+        def apply(normed_BTD: jax.Array, routing: Routing, kernels: Sequence[Any], biases: Any, adapters: Any) -> Any:
+            gate_EDF, up_EDF, down_EFD = (dense(kernel, normed_BTD.dtype) for kernel in kernels)
+            gating = self._gating()
+            return apply_experts(normed_BTD, routing, gate_EDF, up_EDF, down_EFD, biases, adapters, gating=gating)
+
+        if any(isinstance(kernel, Quantized) for kernel in kernels):
+            # Dequantised anew in the backward pass, as in `project`, but no product and no sorting is done again.
+            keep = jax.checkpoint_policies.save_only_these_names("grouped", "sorted")
+            apply = jax.checkpoint(apply, prevent_cse=False, policy=keep)
+        out_BTD = apply(normed_BTD, routing, kernels, biases, adapters)
         return out_BTD, routing
 
     def _mlp(self, normed_BTD: jax.Array, weights: Weights, dropout: Dropout | None) -> jax.Array:

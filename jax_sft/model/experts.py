@@ -188,10 +188,10 @@ def _apply_to_own_rows(
     if first_expert is not None:
         experts_M = experts_M - first_expert
         experts_M = jnp.where((experts_M >= 0) & (experts_M < E), experts_M, E)
-    order_M = jnp.argsort(experts_M)
-    place_M = jnp.argsort(order_M)
+    order_M = checkpoint_name(jnp.argsort(experts_M), "sorted")
+    place_M = checkpoint_name(jnp.argsort(order_M), "sorted")
     is_of_ME = experts_M[:, None] == _ids(E)[None, :]
-    sizes_E = is_of_ME.sum(axis=0, dtype=jnp.int32)
+    sizes_E = checkpoint_name(is_of_ME.sum(axis=0, dtype=jnp.int32), "sorted")
     # A product again, and not each pair's row taken: the gradient of that would be a scatter, see below.
     picks_ME = None if biases_EF is None else _permuted(is_of_ME, order_M).astype(x_BTD.dtype)
 
@@ -207,7 +207,7 @@ def _apply_to_own_rows(
         """Products of one input with several matrices of each expert; their adapters share the first product."""
         outs = [grouped(x, kernel) for kernel, _, _ in kernels]
         firsts = [low.a for _, low, _ in kernels if low is not None]
-        u = grouped(x, jnp.concatenate(firsts, axis=-1)) if firsts else None
+        u = checkpoint_name(grouped(x, jnp.concatenate(firsts, axis=-1)), "grouped") if firsts else None
         start = 0
         for i, (_, low, bias_EF) in enumerate(kernels):
             if low is not None and u is not None:
@@ -220,6 +220,7 @@ def _apply_to_own_rows(
     # Repeated and then permuted, not taken by token: the gradient is then a permutation and a sum, and no scatter in
     # which several pairs meet, whose order of adding differs from run to run on a GPU.
     x_MD = _permuted(jnp.broadcast_to(x_BTD[:, :, None, :], (B, T, J, D)).reshape(-1, D), order_M)
+    x_MD = checkpoint_name(x_MD, "sorted")
     gate_bias_EF, up_bias_EF = biases_EF or (None, None)
     low_gate, low_up, low_down = adapters
     gate_MF, up_MF = adapted(x_MD, (gate_EDF, low_gate, gate_bias_EF), (up_EDF, low_up, up_bias_EF))
