@@ -12,15 +12,19 @@ import pytest
 from flax import nnx
 
 from jax_sft.batch import Batch
-from jax_sft.config import MeshConfig, OptimConfig
+from jax_sft.config import LoraConfig, MeshConfig, OptimConfig
+from jax_sft.hf.targets import adaptation
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build
 from jax_sft.model.experts import Biases, Routing, apply_experts, route
 from jax_sft.model.families import read_model_config
 from jax_sft.model.layers import Gating
+from jax_sft.model.lora import letters
+from jax_sft.model.quantize import Quantized, dense, quantize
 from jax_sft.optim import optimizer
 from jax_sft.sharding import local_rows, make_mesh, put_batch, shard_params
 from jax_sft.train_step import init_state, make_eval_step, make_train_step, state_shardings
+from tests.adapted import random_factors
 from tests.hf.family_cases import config_of, hf_config, params_of, tokens_of
 
 B, T, D, F, E, J = 3, 5, 6, 8, 4, 2
@@ -314,6 +318,38 @@ def test_router_and_experts_decay_as_other_matrices_do():
     for name in ("router_LDE", "gate_LEDF", "up_LEDF", "down_LEFD", "q_LDNH"):
         np.testing.assert_allclose(updates["blocks"][name], -0.5)
     assert not updates["blocks"]["mlp_norm_LD"].any()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 2, 2, 2)], ids=str)
+def test_adapters_beside_quantised_experts_have_the_gradient_they_have_beside_the_same_kernels_dense(sizes):
+    """Though their backward pass finds no kernel stored; gpt-oss has biases too."""
+    model, mesh = config_of("gpt_oss"), mesh_of(*sizes)
+    lora = adaptation(LoraConfig(rank=3, targets=("experts", "q_proj")), model)
+    factors, quantised = random_factors(lora, params_of(model), model), dict(params_of(model))
+    quantised["blocks"] = dict(quantised["blocks"])
+    for name in ("gate_LEDF", "up_LEDF", "down_LEFD"):
+        of = functools.partial(quantize, letters=name.split("_")[-1], inputs=letters(name).inputs, kind="nf4")
+        quantised["blocks"][name] = jax.jit(of)(quantised["blocks"][name])
+    is_quantised = {"is_leaf": lambda x: isinstance(x, Quantized)}
+    plain = jax.jit(lambda tree: jax.tree.map(lambda x: dense(x, jnp.float32), tree, **is_quantised))(quantised)
+    graphdef = build(model, dtype="float32", attention="xla", lora=lora)
+    tokens_BT = jnp.asarray(np.tile(tokens_of(model), (4, 1)))
+
+    @jax.jit
+    def gradient_of(factors, base):
+        def total(factors):
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
+            h_BTD = nnx.merge(graphdef, factors, base).hidden(tokens_BT, positions_BT, jnp.ones_like(tokens_BT))
+            return jnp.tanh(h_BTD).sum()
+
+        return jax.grad(total)(factors)
+
+    with jax.set_mesh(mesh):
+        wanted, found = (jax.device_get(gradient_of(factors, base)) for base in (plain, quantised))
+    for path, gradient in jax.tree.leaves_with_path(wanted):
+        own = found["lora"]["blocks"][path[-2].key][path[-1].key]
+        np.testing.assert_allclose(own, gradient, atol=1e-5 * np.abs(gradient).max(), err_msg=str(path))
+        assert np.abs(gradient).max() > 0.01, path
 
 
 def test_experts_lie_on_the_mesh_by_their_letters():
