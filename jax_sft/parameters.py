@@ -151,9 +151,8 @@ class Parameters:
         assert self.lora is not None
         if self.adapter is not None:
             return self.load_adapter(mesh)
-        abstract = {"lora": self.abstract_trained["lora"]}
-        start = functools.partial(initial_factors, self.lora, sizes=self.model.sizes, seed=seed)
-        return jax.jit(start, out_shardings=shard_params(abstract, mesh))(base)
+        places = shard_params({"lora": self.abstract_trained["lora"]}, mesh)
+        return initial_factors(self.lora, base, self.model.sizes, seed=seed, places=places)
 
 
 def of_adapter(folder: str, base: Pretrained) -> Parameters:

@@ -17,14 +17,14 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sft.model.quantize import dense
+from jax_sft.model.quantize import Quantized, dense
 from jax_sft.sharding import letters_of
 
 Start = Literal["default", "pissa"]
@@ -130,27 +130,35 @@ def is_constant(path: Sequence[Any]) -> bool:
     return str(getattr(path[-1], "key", path[-1])).rsplit("_", 1)[0] in ("a_start", "b_start")
 
 
-def initial_factors(lora: Lora, params: Mapping[str, Any], sizes: Mapping[str, int], *, seed: int) -> dict[str, Any]:
+def initial_factors(
+    lora: Lora, params: Mapping[str, Any], sizes: Mapping[str, int], *, seed: int, places: Any = None
+) -> dict[str, Any]:
     """The factors, float32, as PEFT starts them: A B = 0, and with DoRA the magnitudes are those of the base.
 
     A is uniform within +- 1 / sqrt(inputs) (`kaiming_uniform_(a=sqrt(5))`), of the embedding B is normal and A zero.
-    Each weight draws from a key of its own, by the seed and its path. Run it under jit with out_shardings.
+    Each weight draws from a key of its own, by the seed and its path, and is a program of its own, that DoRA and PiSSA
+    run through matrix by matrix: of a base that is held in few bits no more than one is there in float32 at one time.
 
     Args:
         params: the base's whole tree, read for DoRA and PiSSA; an adapted weight may be quantised.
+        places: the shardings of the result, as a tree like it.
     """
     tree = lora.shapes(sizes)
     for target in lora.targets:
         *parents, leaf = target.path.split(".")
-        node, base = tree["lora"], params
+        node, base, place = tree["lora"], params, places and places["lora"]
         for parent in parents:
-            node, base = node[parent], base[parent]
+            node, base, place = node[parent], base[parent], place and place[parent]
         weight = base[leaf if leaf in base else "embed_VD"]  # a tied head
-        node[leaf] = _initial_of(lora, target, node[leaf], weight, seed)
+        start = functools.partial(_initial_of, lora, target, node[leaf], seed=seed)
+        is_read = lora.dora or lora.start == "pissa"
+        node[leaf] = jax.jit(start, out_shardings=place and place[leaf])(weight if is_read else None)
     return tree
 
 
-def _initial_of(lora: Lora, target: Target, shapes: Mapping[str, Any], weight: Any, seed: int) -> dict[str, jax.Array]:
+def _initial_of(
+    lora: Lora, target: Target, shapes: Mapping[str, Any], weight: Any, *, seed: int
+) -> dict[str, jax.Array]:
     of = letters(target.path)
     number = int.from_bytes(hashlib.blake2b(target.path.encode(), digest_size=4).digest(), "big")
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(number))
@@ -169,9 +177,37 @@ def _initial_of(lora: Lora, target: Target, shapes: Mapping[str, Any], weight: A
         a = jax.random.uniform(key, a.shape, jnp.float32, -bound, bound) * _along(used, a, axis=-1)
     factors = {a_name: a, b_name: b, **factors}
     if lora.dora:
-        inputs = tuple(range(len(of.stack), len(of.stack) + len(of.inputs)))
-        factors[f"magnitude_{of.magnitude}"] = jnp.sqrt(jnp.sum(jnp.square(dense(weight, jnp.float32)), axis=inputs))
+        factors[f"magnitude_{of.magnitude}"] = _norms(of, weight)
     return factors
+
+
+def _norms(of: Letters, weight: Any) -> jax.Array:
+    """Of each output, over the inputs."""
+
+    def norms(w: jax.Array, inputs: range) -> jax.Array:
+        return jnp.sqrt(jnp.sum(jnp.square(w), axis=tuple(inputs)))
+
+    if isinstance(weight, Quantized):
+        return _of_each_matrix(lambda w, _: norms(w, range(len(of.inputs))), of, weight)
+    # A plain one is read, squared and summed in one go, and no float32 copy of it is made.
+    return norms(dense(weight, jnp.float32), range(len(of.stack), len(of.stack) + len(of.inputs)))
+
+
+def _of_each_matrix(function: Callable[[jax.Array, Any], Any], of: Letters, weight: Any) -> Any:
+    """`function` of each matrix of a stack, in float32 with its inputs first, and of its number; results are stacked.
+
+    One after the other, and each made float32 by itself: of all at one time it would be the whole weight. (But XLA:CPU,
+    of a bfloat16 stack, makes one float32 copy all the same.)
+    """
+
+    def of_part(stack: str, part: Any, number: Any) -> Any:
+        if not stack:
+            exact = dense(part, jnp.float32)
+            return function(exact.T if of.outputs + of.inputs == "VD" else exact, number)  # a head lies the other way
+        numbers = number * part.shape[0] + jnp.arange(part.shape[0], dtype=jnp.uint32)
+        return jax.lax.map(lambda numbered: of_part(stack[1:], *numbered), (part, numbers))
+
+    return of_part(of.stack, weight, jnp.uint32(0))
 
 
 def _used(target: Target, *, stacked: bool) -> np.ndarray:
@@ -188,17 +224,12 @@ def _along(used: np.ndarray, like: jax.Array, *, axis: int) -> jax.Array:
 
 def _principal(target: Target, of: Letters, weight: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A and B of the largest singular values, scale A B ~ W: by a randomised method (Halko et al., arXiv 0909.4061)."""
-    exact = dense(weight, jnp.float32)
-    stack, inner = exact.shape[: len(of.stack)], exact.shape[len(of.stack) :]
-    if of.outputs + of.inputs == "VD":  # a head lies the other way round
-        exact, inner = exact.T, inner[::-1]
-    inputs, outputs = inner[: len(of.inputs)], inner[len(of.inputs) :]
-    matrices = exact.reshape(-1, math.prod(inputs), math.prod(outputs))
-    rank = min(target.rank, *matrices.shape[1:])
-    probes = min(rank + _PISSA_OVERSAMPLING, *matrices.shape[1:])
 
-    def of_one(numbered: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        number, w = numbered
+    def of_one(exact: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs, outputs = exact.shape[: len(of.inputs)], exact.shape[len(of.inputs) :]
+        w = exact.reshape(math.prod(inputs), math.prod(outputs))
+        rank = min(target.rank, *w.shape)
+        probes = min(rank + _PISSA_OVERSAMPLING, *w.shape)
         q = jnp.linalg.qr(w @ jax.random.normal(jax.random.fold_in(key, number), (w.shape[1], probes), w.dtype))[0]
         for _ in range(_PISSA_ITERATIONS):
             q = jnp.linalg.qr(w @ jnp.linalg.qr(w.T @ q)[0])[0]
@@ -206,11 +237,10 @@ def _principal(target: Target, of: Letters, weight: Any, key: jax.Array) -> tupl
         root = jnp.sqrt(s[:rank])
         a, b = (q @ u[:, :rank]) * root[None, :], root[:, None] * vt[:rank]
         spare = target.rank - rank
-        return jnp.pad(a, [(0, 0), (0, spare)]), jnp.pad(b, [(0, spare), (0, 0)])
+        a, b = jnp.pad(a, [(0, 0), (0, spare)]), jnp.pad(b, [(0, spare), (0, 0)])
+        return a.reshape(*inputs, -1), b.reshape(-1, *outputs)
 
-    numbers = jnp.arange(matrices.shape[0], dtype=jnp.uint32)
-    a, b = jax.lax.map(of_one, (numbers, matrices))
-    a, b = a.reshape(*stack, *inputs, -1), b.reshape(*stack, -1, *outputs)
+    a, b = _of_each_matrix(of_one, of, weight)
     scales = np.array([1 / math.sqrt(s) if s else 0.0 for s in target.scales], np.float32)
     divisors = jnp.asarray(scales if "L" in of.stack else scales[0])
     return a * _spread_front(divisors, a), b * _spread_front(divisors, b)

@@ -17,9 +17,10 @@ from jax_sft.hf.targets import adaptation, frozen_layers
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, build
 from jax_sft.model.lora import Lora, initial_factors, letters, merged
-from jax_sft.model.projection import Dropout
+from jax_sft.model.projection import Dropout, project
+from jax_sft.model.quantize import quantize
 from jax_sft.optim import optimizer
-from jax_sft.sharding import weight_spec
+from jax_sft.sharding import shard_params, weight_spec
 from jax_sft.train_step import init_state, make_train_step, state_shardings
 from tests.adapted import MODEL, Run, jaxprs_in, mesh_of, random_factors, run_of, uneven_batch
 from tests.hf.family_cases import config_of, params_of, tokens_of
@@ -139,6 +140,33 @@ def test_adapters_beside_the_base_say_what_their_merged_weights_say(case: str, s
     else:
         assert whole.keys() == params.keys()
     np.testing.assert_allclose(logits(untied, whole), beside, atol=1e-4 * largest)
+
+
+def test_computing_in_bfloat16_a_magnitude_counts_to_its_last_digit():
+    """Of each output, on average over many tokens: each is rounded to bfloat16, whose numbers lie 0.4 % apart."""
+    random = np.random.default_rng(0)
+    shapes = {"x": (8, 512, 64), "q": (64, 4, 8), "a": (64, 3), "b": (3, 4, 8)}
+    rounded = {k: np.asarray(jnp.asarray(random.normal(size=s), jnp.bfloat16), np.float64) for k, s in shapes.items()}
+    whole_DNH = rounded["q"] + 0.5 * np.einsum("DR,RNH->DNH", rounded["a"], rounded["b"])
+    norm_NH = np.sqrt(np.square(whole_DNH).sum(axis=0))
+    exact_BTNH = np.einsum("BTD,DNH->BTNH", rounded["x"], whole_DNH) / norm_NH
+
+    def share_of_exact(magnitude: float) -> np.ndarray:
+        factors = {
+            "a_DR": rounded["a"],
+            "b_RNH": rounded["b"],
+            "magnitude_NH": magnitude * np.ones((4, 8)),
+            "scale": 0.5,
+        }
+        adapters = {"q_DNH": {name: jnp.asarray(x, jnp.float32) for name, x in factors.items()}}
+        weights = {"q_DNH": jnp.asarray(rounded["q"], jnp.bfloat16), "adapters": adapters}
+        (y_BTNH,) = jax.jit(lambda x: project(x, weights, "q_DNH"))(jnp.asarray(rounded["x"], jnp.bfloat16))
+        assert y_BTNH.dtype == jnp.bfloat16
+        return (np.asarray(y_BTNH, np.float64) * exact_BTNH).sum((0, 1)) / np.square(exact_BTNH).sum((0, 1))
+
+    before, after = share_of_exact(1.3), share_of_exact(1.3 * 1.002)
+    np.testing.assert_allclose(before, 1.3, rtol=5e-4)
+    np.testing.assert_allclose(after / before, 1.002, rtol=3e-4)
 
 
 def test_the_scale_is_alpha_by_rank_and_of_rslora_by_its_root():
@@ -303,6 +331,41 @@ def test_where_pissa_started_is_never_moved():
     assert len(starts) == 4
     for path, x in flat(after).items():
         assert np.array_equal(x, flat(before)[path]) == (path in starts), path
+
+
+STARTS: list[dict[str, Any]] = [{"dora": True}, {"start": "pissa"}]
+
+
+@pytest.mark.parametrize("said", STARTS, ids=["dora", "pissa"])
+def test_a_start_reads_a_quantised_base_one_matrix_at_a_time_and_each_weight_in_its_own_program(said: dict[str, Any]):
+    model = dataclasses.replace(
+        MODEL, width=256, mlp_width=512, num_layers=16, windows=(None,) * 16, ropes=(MODEL.ropes[0],) * 16
+    )
+    base: Any = abstract_params(model)
+    for name, kernel in base["blocks"].items():
+        if "norm" not in name:
+            axes = name.split("_")[-1]
+            of = functools.partial(quantize, letters=axes, inputs=letters(name).inputs, kind="nf4")
+            base["blocks"][name] = jax.eval_shape(of, kernel)
+    start = functools.partial(initial_factors, sizes=model.sizes, seed=0)
+    one = lora_of(model, targets=("gate_proj",), **said)
+    analysis = jax.jit(functools.partial(start, one)).lower(base).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 4 * 256 * 512 * 4  # of a layer; all are 16
+    jaxpr = jax.make_jaxpr(functools.partial(start, lora_of(model, **said)))(base)
+    assert [equation.params["name"] for equation in jaxpr.eqns] == ["_initial_of"] * 7
+
+
+@pytest.mark.parametrize("said", [{}, *STARTS], ids=["lora", "dora", "pissa"])
+def test_factors_start_where_they_are_to_lie_and_as_on_one_device(said: dict[str, Any]):
+    lora, params, mesh = lora_of(LLAMA, **said), params_of(LLAMA), mesh_of(2, 2, 2)
+    shapes = jax.eval_shape(functools.partial(initial_factors, lora, sizes=LLAMA.sizes, seed=0), params)
+    places = shard_params(shapes, mesh)
+    spread = jax.device_put(params, shard_params(params, mesh))
+    found = flat(initial_factors(lora, spread, LLAMA.sizes, seed=0, places=places))
+    for path, x in flat(fresh(lora, LLAMA)).items():
+        assert found[path].sharding == flat(places)[path], path
+        np.testing.assert_allclose(found[path], x, atol=2e-4 if "pissa" in said.values() else 1e-6, err_msg=path)
 
 
 FEW: dict[str, Any] = {"dora": True, "targets": ("q_proj",)}
