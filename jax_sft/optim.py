@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jax_sft.config import OptimConfig
+from jax_sft.model.lora import is_constant
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -84,14 +85,15 @@ def optimizer(
 
     Args:
         abstract_params: the trainable tree (arrays or ShapeDtypeStructs): its names decide who decays.
-        b_lr_ratio: the second factors of adapters learn this many times as fast (LoRA+, arXiv 2402.12354).
+        b_lr_ratio: the second factors of adapters learn this many times as fast (LoRA+, arXiv 2402.12354), but for
+            those of embeddings; see `is_second_factor`.
         frozen_layers: which layers of a stacked parameter stay as they are, by its dotted path.
     """
     decay_mask = jax.tree.map_with_path(lambda path, _: decays(path), abstract_params)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(
         clip,
-        _adam(config),
+        _adam(config, abstract_params),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         _scale_by_rate_of_step(schedule(config, total_steps)),
         *([] if b_lr_ratio == 1 else [_scaled(lambda path, _: b_lr_ratio if is_second_factor(path) else None)]),
@@ -100,8 +102,16 @@ def optimizer(
 
 
 def is_second_factor(path: Sequence[Any]) -> bool:
-    """Whether a parameter is the B of an adapter: lora/blocks/q_LDNH/b_LRNH."""
-    return _names(path)[0] == "lora" and _names(path)[-1].startswith("b_")
+    """Whether a parameter is the B of a product's adapter, which LoRA+ means: lora/blocks/q_LDNH/b_LRNH.
+
+    It shall learn faster because what A learns adds up over as many inputs as the model is wide, and what B learns over
+    the rank (arXiv 2402.12354: rates of the order 1/n and 1 for a width of n). An embedding's A is looked up, so that
+    nothing adds up, and A is what starts at zero there: both of its factors learn at the plain rate. The paper's code
+    and PEFT's `create_loraplus_optimizer` leave them out of the ratio too; they give them a fixed rate of their own
+    (`loraplus_lr_embedding`, 1e-6), whatever the others' is.
+    """
+    names = _names(path)
+    return names[0] == "lora" and names[-1].startswith("b_") and not names[-2].startswith("embed_")
 
 
 def moves(path: Sequence[Any], like: Any, frozen_layers: Mapping[str, Sequence[bool]]) -> jax.Array | None:
@@ -134,9 +144,15 @@ def _scaled(factor_of: Callable[[Sequence[Any], Any], Any]) -> optax.GradientTra
     return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
 
-def _adam(config: OptimConfig) -> optax.GradientTransformation:
-    """optax's Adam; it raises a float to an integer count, which strict promotion (of the tests) would refuse."""
+def _adam(config: OptimConfig, abstract_params: Any) -> optax.GradientTransformation:
+    """optax's Adam; it raises a float to an integer count, which strict promotion (of the tests) would refuse.
+
+    Constants have no moments. Where there are none its state is the plain one, which older checkpoints hold.
+    """
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    is_trained = jax.tree.map_with_path(lambda path, _: not is_constant(path), abstract_params)
+    if not all(jax.tree.leaves(is_trained)):
+        adam = optax.masked(adam, is_trained)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):

@@ -56,12 +56,18 @@ def state_shardings(abstract_params: Params, tx: optax.GradientTransformation, m
     params = shard_params(abstract_params, mesh)
     opt_state = optax.tree_map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if _is_left_out(moment) else sharding,
         jax.eval_shape(tx.init, abstract_params),
         params,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=_is_left_out,
     )
     return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
+
+
+def _is_left_out(moment: Any) -> bool:
+    """Whether it stands where a parameter, a constant, has no moment."""
+    return isinstance(moment, optax.MaskedNode)
 
 
 def abstract_state(abstract_params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:

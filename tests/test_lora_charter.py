@@ -93,6 +93,7 @@ OVERRIDES = {
     "lora": ["lora.rank=4", "lora.targets=('all-linear','head')", "lora.base=float32"],
     "dora": ["lora.rank=4", "lora.dora=true", "lora.rslora=true", "lora.modules_to_save=('norms',)", "lora.base=int8"],
     "qlora": ["lora.rank=4", "lora.base=nf4", "lora.dropout=0.1", "lora.b_lr_ratio=4.0"],
+    "pissa": ["lora.rank=4", "lora.start=pissa", "lora.base=nf4"],
 }
 SHORT = ["train.steps=3", "checkpoint.every_steps=2", "optim.lr=2e-2"]
 MESHES = {
@@ -154,7 +155,7 @@ def whole(folder: pathlib.Path) -> Any:
     return run
 
 
-@of_each_kind
+@pytest.mark.parametrize("kind", OVERRIDES)
 def test_stopped_and_started_again_ends_bit_for_bit_the_same(folder, whole, tmp_path, monkeypatch, kind):
     config, workdir = config_of(folder, kind), tmp_path / "w"
     with monkeypatch.context() as patch:
@@ -261,6 +262,12 @@ def arrays_of(item: pathlib.Path) -> dict[str, int]:
     described = [key.decode() for key in store.list().result() if key.endswith(b"/.zarray")]
     shapes = {key.removesuffix("/.zarray"): json.loads(store[key.encode()])["shape"] for key in described}
     return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
+def test_a_checkpoint_of_pissa_holds_where_it_started_and_no_moments_of_that(folder, whole):
+    state = restored_state(whole("pissa"), config_of(folder, "pissa"))
+    of_params, of_moments = (sum(x.size for x in jax.tree.leaves(t)) for t in (state.params, state.opt_state))
+    assert of_params == of_moments - 1  # A, B and what both started as; Adam's count; two moments of A and B
 
 
 LAUNCHER = """

@@ -146,3 +146,17 @@ def test_the_rate_follows_the_step_given_and_not_the_number_of_updates():
     first, _ = tx.update(params, tx.init(params), params, step=jnp.int32(0))
     later, _ = tx.update(params, tx.init(params), params, step=jnp.int32(5))
     np.testing.assert_allclose(later["embed_VD"], 0.5 * first["embed_VD"], rtol=1e-6)
+
+
+def test_constants_have_no_moments_and_without_any_the_state_is_the_plain_one_of_older_checkpoints():
+    factors = {"a_LDR": jnp.ones((2, 4, 3)), "b_LRF": jnp.ones((2, 3, 8))}
+    starts = {"a_start_LDR": jnp.ones((2, 4, 3)), "b_start_LRF": jnp.ones((2, 3, 8))}
+
+    def state_of(factors):
+        params = {"lora": {"blocks": {"up_LDF": factors}}}
+        return optimizer(OptimConfig(lr=0.1), 10, params).init(params)
+
+    assert sum(x.size for x in jax.tree.leaves(state_of(factors | starts))) == 2 * 2 * (12 + 24) + 1
+    plain = state_of(factors)[1]
+    assert isinstance(plain, optax.ScaleByAdamState)
+    assert plain.mu.keys() == plain.nu.keys() == {"lora"}

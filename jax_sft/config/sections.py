@@ -39,7 +39,7 @@ class LoraConfig:
     rslora: bool = False  # alpha / sqrt(rank) instead (arXiv 2312.03732)
     dora: bool = False  # magnitude and direction apart (arXiv 2402.09353)
     start: Literal["default", "pissa"] = "default"  # pissa: from the largest singular values (arXiv 2404.02948)
-    b_lr_ratio: float = 1.0  # B learns this many times as fast as A (LoRA+, arXiv 2402.12354)
+    b_lr_ratio: float = 1.0  # B learns this many times as fast as A, but of embeddings (LoRA+, arXiv 2402.12354)
     modules_to_save: tuple[str, ...] = ()  # also trained, in full: embeddings, head, norms or module names
     base: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"  # how the frozen weights are held
     adapter: str | None = None  # a folder in PEFT's format to go on from; it says rank, alpha, targets and the like

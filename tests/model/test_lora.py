@@ -388,6 +388,16 @@ def test_the_ratio_of_lora_plus_scales_the_update_of_b_alone():
         np.testing.assert_allclose(faster[path], ratio * update, rtol=1e-5, err_msg=path)
 
 
+def test_the_ratio_of_lora_plus_is_not_for_embeddings_which_are_looked_up():
+    """PEFT's `create_loraplus_optimizer` puts both of their factors into a group of its own, without the ratio."""
+    factors = random_factors(lora_of(MODEL, targets=("embeddings", "head")), params_of(MODEL), MODEL)
+    optim = OptimConfig(lr=1e-3, schedule="constant")
+    plain, faster = (updates_of(optim, factors, factors, b_lr_ratio=ratio) for ratio in (1.0, 16.0))
+    found = {path: round(float(np.mean(faster[path] / plain[path])), 3) for path in plain}
+    of_head = {"lora.head_VD.a_DR": 1.0, "lora.head_VD.b_RV": 16.0}
+    assert found == {"lora.embed_VD.a_VR": 1.0, "lora.embed_VD.b_RD": 1.0, **of_head}
+
+
 def test_weight_decay_takes_of_a_and_b_and_leaves_magnitude_alone():
     factors = random_factors(lora_of(MODEL, start="pissa", **FEW), params_of(MODEL), MODEL)
     optim = OptimConfig(lr=0.5, schedule="constant", weight_decay=0.1)
