@@ -31,8 +31,8 @@ class MemoryPlan:
     """Parameters of the whole model, bytes of one device (all hold the same)."""
 
     trained_parameters: int  # adapters and what is trained beside them; all of them in full fine-tuning
-    frozen_parameters: int
-    base_parameters: int  # without adapters
+    all_parameters: int
+    base_parameters: int  # without adapters; with the rows that fill up a vocabulary
     vocabulary_parameters: int  # of the base: embedding and head
     shards: float  # parts the base is cut into; what every device holds counts as not cut
     base_kind: str  # how most of the base is stored: float32, bfloat16, int8, nf4
@@ -73,18 +73,18 @@ class MemoryPlan:
 
         With the adapters of this run, if it has some; AdamW; the same mesh.
         """
-        adapters = self.trained_bytes + self.optimizer_bytes + self.gradient_bytes if self.frozen_parameters else 0
+        adapters = self.trained_bytes + self.optimizer_bytes + self.gradient_bytes if self.base_bytes else 0
         in_layers = self.base_parameters - self.vocabulary_parameters
         takes = {"full fine-tuning": _TRAINED_BYTES * self.base_parameters / self.shards}
         for kind, size in _FROZEN_BYTES.items():
             base = size * in_layers + _FROZEN_BYTES["bfloat16"] * self.vocabulary_parameters
             takes[f"LoRA on {kind}"] = base / self.shards + adapters
-        takes.pop(f"LoRA on {self.base_kind}" if self.frozen_parameters else "full fine-tuning", None)
+        takes.pop(f"LoRA on {self.base_kind}" if self.base_bytes else "full fine-tuning", None)
         return {name: round(size) for name, size in takes.items()}
 
     def lines(self) -> list[str]:
         """For the log."""
-        frozen, total = self.frozen_parameters > 0, self.trained_parameters + self.frozen_parameters
+        frozen = self.base_bytes > 0
         parts = [f"base {_bytes(self.base_bytes)} ({self.base_kind})"] if frozen else []
         parts.append(f"{'trained' if frozen else 'parameters'} {_bytes(self.trained_bytes)}")
         parts += [f"optimizer {_bytes(self.optimizer_bytes)}", f"gradient {_bytes(self.gradient_bytes)}"]
@@ -92,11 +92,11 @@ class MemoryPlan:
         parts.append(f"activations and temporaries {'unknown' if unknown else _bytes(self.activation_bytes or 0)}")
         known = f"{'more than ' if unknown else ''}{_bytes(self.total_bytes)}"
         limit = "" if self.limit_bytes is None else f" of {_bytes(self.limit_bytes)}"
-        share = f"{self.trained_parameters / max(total, 1):.1%}"
+        share = f"{self.trained_parameters / max(self.all_parameters, 1):.1%}"
         without = "activations" if frozen else "adapters and activations"
         return [
             f"memory on each device: {', '.join(parts)}: {known}{limit}",
-            f"trained {_count(self.trained_parameters)} of {_count(total)} parameters ({share})",
+            f"trained {_count(self.trained_parameters)} of {_count(self.all_parameters)} parameters ({share})",
             *self._room(),
             f"instead, without {without}: "
             + ", ".join(f"{name} {_bytes(size)}" for name, size in self.alternatives().items()),
@@ -118,7 +118,16 @@ class MemoryPlan:
         return [f"would fit: about {rows} rows of a micro-batch on each device, instead of {self.rows}"]
 
 
-def plan_memory(state: Any, frozen: Any, compiled: Any, *, rows: int, limit_bytes: int | None) -> MemoryPlan:
+def plan_memory(
+    state: Any,
+    frozen: Any,
+    compiled: Any,
+    *,
+    trained_parameters: int,
+    all_parameters: int,
+    rows: int,
+    limit_bytes: int | None,
+) -> MemoryPlan:
     """The MemoryPlan of a train step.
 
     The gradient is counted as large as the trained parameters and taken off the temporaries, which hold it (a second
@@ -129,6 +138,8 @@ def plan_memory(state: Any, frozen: Any, compiled: Any, *, rows: int, limit_byte
         frozen: the frozen weights, {} in full fine-tuning. A quantised one is a pytree of arrays with the `.shape` of
             what it stands for, and is named for its type.
         compiled: the `jax.stages.Compiled` train step.
+        trained_parameters: numbers that move. Arrays do not tell: they hold frozen layers, constants and filling too.
+        all_parameters: of the model, and of its adapters those that are trained.
         rows: of a micro-batch, on each device.
         limit_bytes: see `device_limit`.
     """
@@ -146,8 +157,8 @@ def plan_memory(state: Any, frozen: Any, compiled: Any, *, rows: int, limit_byte
         activations = temporaries + not_aliased + analysis.generated_code_size_in_bytes
     cut = frozen if weights else state.params
     return MemoryPlan(
-        trained_parameters=sum(w.size for w in trained),
-        frozen_parameters=sum(w.size for w in weights),
+        trained_parameters=trained_parameters,
+        all_parameters=all_parameters,
         base_parameters=sum(w.size for w in base),
         vocabulary_parameters=sum(w.size for w in base if "V" in w.letters),
         shards=_whole_bytes(cut) / max(_device_bytes(cut), 1),

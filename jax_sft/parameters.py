@@ -52,8 +52,13 @@ class Parameters:
         return _nested(chosen | factors)
 
     @property
+    def num_params(self) -> int:
+        """Numbers of the model and, of its adapters, those that are trained."""
+        return self.model.num_params + (0 if self.lora is None else self.lora.num_params(self.model.sizes))
+
+    @property
     def num_trained(self) -> int:
-        """Numbers that are trained."""
+        """Numbers that are trained: none of what is constant, of layers that are frozen, or of what fills up."""
         flat = _flat(abstract_params(dataclasses.replace(self.model, vocab_rows=self.model.vocab_size)))
         total = 0 if self.lora is None else self.lora.num_params(self.model.sizes)
         for path in self.in_full:

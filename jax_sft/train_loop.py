@@ -466,6 +466,8 @@ def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:
         state,
         run.frozen,
         run.train_step.lower(state, run.frozen, batch).compile(),
+        trained_parameters=run.plan.num_trained,
+        all_parameters=run.plan.num_params,
         rows=size // accumulation // batch_shards(run.mesh),
         limit_bytes=device_limit(jax.local_devices()[0]),
     )

@@ -108,7 +108,7 @@ def plan(**changes):
     """A LoRA run on a bfloat16 base, of sizes that are easy to follow."""
     sizes: dict[str, Any] = {
         "trained_parameters": 5_000_000,
-        "frozen_parameters": 1_000_000_000,
+        "all_parameters": 1_005_000_000,
         "base_parameters": 1_000_000_000,
         "vocabulary_parameters": 200_000_000,
         "shards": 4.0,
@@ -124,6 +124,9 @@ def plan(**changes):
     return MemoryPlan(**sizes | changes)
 
 
+COUNTS = {"trained_parameters": PARAMETERS, "all_parameters": PARAMETERS}
+
+
 def test_bytes_of_a_device_are_those_of_the_shards_it_holds():
     mesh = mesh_of(fsdp=4, tensor=2)
     state = init_state(jax.device_put(random_params(MODEL, 0), shard_params(SHAPES, mesh)), TX, mesh)
@@ -133,14 +136,16 @@ def test_bytes_of_a_device_are_those_of_the_shards_it_holds():
         "embed_VD": jax.device_put(jnp.zeros((V, 16), jnp.bfloat16), cut),
         "up_DF": Int4(jax.device_put(jnp.zeros((16, 32), jnp.uint8), cut), jax.device_put(jnp.zeros((16, 1)), whole)),
     }
-    found = plan_memory(state, frozen, compiled(), rows=1, limit_bytes=None)
+    found = plan_memory(state, frozen, compiled(), rows=1, limit_bytes=None, **COUNTS)
     assert found.base_bytes == held_by_device(frozen) == V * 16 * 2 // 8 + 16 * 32 // 8 + 16 * 4
     assert found.trained_bytes == found.gradient_bytes == held_by_device(state.params)
     assert found.optimizer_bytes == held_by_device(state.opt_state)
-    assert plan_memory(abstract_state(SHAPES, TX, mesh), frozen, compiled(), rows=1, limit_bytes=None) == found
+    assert (
+        plan_memory(abstract_state(SHAPES, TX, mesh), frozen, compiled(), rows=1, limit_bytes=None, **COUNTS) == found
+    )
 
 
-def test_parameters_are_counted_over_the_whole_model_and_quantised_ones_as_what_they_stand_for():
+def test_parameters_of_the_base_are_counted_over_the_whole_model_and_quantised_ones_as_what_they_stand_for():
     mesh = mesh_of(fsdp=8)
     adapter = {"lora": {"up_LDR": jax.ShapeDtypeStruct((2, 16, 4), jnp.float32)}}
     state = TrainState(step=None, params=adapter | {"head_VD": SHAPES["embed_VD"]}, opt_state=())
@@ -152,9 +157,7 @@ def test_parameters_are_counted_over_the_whole_model_and_quantised_ones_as_what_
             jax.ShapeDtypeStruct((16, 1), jnp.float32, sharding=sharding),
         ),
     }
-    found = plan_memory(state, frozen, compiled(), rows=1, limit_bytes=None)
-    assert found.frozen_parameters == V * 16 + 16 * 2000
-    assert found.trained_parameters == 2 * 16 * 4 + V * 16
+    found = plan_memory(state, frozen, compiled(), rows=1, limit_bytes=None, **COUNTS)
     assert found.base_parameters == 2 * V * 16 + 16 * 2000  # without the adapter
     assert found.vocabulary_parameters == 2 * V * 16
     assert (found.base_kind, found.shards) == ("int4", 8.0)
@@ -164,7 +167,7 @@ def test_arguments_of_the_compiled_step_are_the_state_and_the_batch_of_one_devic
     mesh = mesh_of(fsdp=4, tensor=2)
     program, batch = compile_step(mesh, rows=4)
     state = abstract_state(SHAPES, TX, mesh)
-    found = plan_memory(state, {}, program, rows=1, limit_bytes=None)
+    found = plan_memory(state, {}, program, rows=1, limit_bytes=None, **COUNTS)
     held = found.trained_bytes + found.optimizer_bytes + held_by_device(put_batch_of(batch, mesh)) + 4  # state.step
     analysis: Any = program.memory_analysis()
     assert analysis.argument_size_in_bytes == held
@@ -189,15 +192,15 @@ def test_an_abstract_batch_is_what_a_batch_becomes_on_its_way_to_the_devices():
 def test_rows_that_fit_take_about_what_they_were_said_to_take():
     mesh = mesh_of()
     state = abstract_state(SHAPES, TX, mesh)
-    many = plan_memory(state, {}, compile_step(mesh, rows=16)[0], rows=16, limit_bytes=None)
-    few = plan_memory(state, {}, compile_step(mesh, rows=2)[0], rows=2, limit_bytes=many.total_bytes)
+    many = plan_memory(state, {}, compile_step(mesh, rows=16)[0], rows=16, limit_bytes=None, **COUNTS)
+    few = plan_memory(state, {}, compile_step(mesh, rows=2)[0], rows=2, limit_bytes=many.total_bytes, **COUNTS)
     assert few.rows_that_fit == pytest.approx(16, rel=0.2)
 
 
 def test_the_gradient_is_counted_once_and_what_is_not_written_into_the_arguments_is_counted():
     state = abstract_state(SHAPES, TX, mesh_of())
     program = compiled(temp=10**6, output=700, alias=500, code=30)
-    found = plan_memory(state, {}, program, rows=1, limit_bytes=None)
+    found = plan_memory(state, {}, program, rows=1, limit_bytes=None, **COUNTS)
     assert found.gradient_bytes == 4 * PARAMETERS
     assert found.activation_bytes == 10**6 - 4 * PARAMETERS + 200 + 30
     assert found.total_bytes == 16 * PARAMETERS + 4 + found.activation_bytes  # 4: Adam's count
@@ -216,7 +219,7 @@ def test_the_lines_of_a_lora_run_say_what_it_takes_and_what_else_would_fit():
 def test_the_lines_of_full_fine_tuning_name_no_base_and_compare_with_lora():
     full = plan(
         trained_parameters=10**9,
-        frozen_parameters=0,
+        all_parameters=10**9,
         base_bytes=0,
         base_kind="float32",
         trained_bytes=10**9,
@@ -247,7 +250,7 @@ def test_what_does_not_fit_is_said_with_the_ways_out():
 
 def test_what_a_platform_does_not_tell_is_said_to_be_unknown():
     silent: Any = SimpleNamespace(memory_analysis=lambda: None)
-    found = plan_memory(abstract_state(SHAPES, TX, mesh_of()), {}, silent, rows=1, limit_bytes=None)
+    found = plan_memory(abstract_state(SHAPES, TX, mesh_of()), {}, silent, rows=1, limit_bytes=None, **COUNTS)
     assert found.activation_bytes is None
     assert (found.fits, found.rows_that_fit) == (True, None)
     first, *others = plan(activation_bytes=None, limit_bytes=None).lines()
@@ -308,3 +311,36 @@ def test_a_plan_that_does_not_fit_is_a_warning_and_the_run_goes_on(tmp_path, cap
     assert train(config, tmp_path / "w", command="test").finished
     (line,) = [r for r in caplog.records if "this does not fit" in r.getMessage()]
     assert line.levelno == logging.WARNING
+
+
+# Of the tiny model: embedding 264 x 32, two layers of q, o 32 x 32, k, v 32 x 16, three of 32 x 64, and two norms.
+BASE = 264 * 32 + 2 * (2 * 1024 + 2 * 512 + 3 * 2048 + 2 * 32) + 32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained", "adapters"),
+    [
+        ([], BASE, 0),
+        (["train.freeze=('embeddings','layers.0')"], (BASE - 264 * 32 - 32) // 2 + 32, 0),
+        (["train.freeze=('layers.0.mlp',)"], BASE - 3 * 2048, 0),  # nothing lies in the frozen tree
+        (["lora.rank=4", "lora.targets=('q_proj',)", "lora.start=pissa"], 2 * 4 * 64, 2 * 4 * 64),
+        (["lora.rank=4", "lora.targets=('q_proj',)", "lora.layers=1", "lora.dora=true"], 4 * 64 + 32, 4 * 64 + 32),
+        (["lora.rank=4", "lora.targets=('q_proj',)", "lora.rank_pattern={'layers.0': 1}"], 5 * 64, 5 * 64),
+        (["lora.rank=4", "lora.targets=('q_proj',)", "lora.modules_to_save=('norms',)"], 512 + 5 * 32, 512),
+    ],
+    ids=["full", "freeze", "freeze-mlp", "pissa", "dora-layer", "rank_pattern", "modules_to_save"],
+)
+def test_the_log_counts_what_moves(tmp_path, caplog, monkeypatch, overrides, trained, adapters):
+    class Enough(Exception):
+        """The line is said before the first step."""
+
+    def stop(*_: Any, **__: Any):
+        raise Enough
+
+    monkeypatch.setattr("jax_sft.train_loop.StepLog", stop)
+    caplog.set_level("INFO", logger="jax_sft")
+    with pytest.raises(Enough):
+        train(run_config(tmp_path, *overrides, "data.validation=()"), tmp_path / "w", command="test")
+    total = BASE + adapters
+    line = f"trained {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters ({trained / total:.1%})"
+    assert line in [r.getMessage() for r in caplog.records]
