@@ -11,6 +11,7 @@ Out: a `Lora`, or paths of our tree with the layers that are meant. What means n
 import dataclasses
 import difflib
 import functools
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,9 @@ from typing import TypeVar
 from jax_sft.config import LoraConfig, layer_numbers
 from jax_sft.hf.names import HEAD, ranges, rules
 from jax_sft.model.config import ModelConfig
-from jax_sft.model.lora import Lora, Target
+from jax_sft.model.lora import Lora, Target, letters
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ALL_LINEAR = ("attention", "mlp", "experts")
@@ -88,6 +90,7 @@ def adaptation(config: LoraConfig, model: ModelConfig) -> Lora:
             targets.append(Target(path=path, ranks=tuple(own_ranks), scales=tuple(scales)))
     if not targets:
         raise ValueError("lora.targets is empty, but lora.rank asks for adapters; name kinds or modules, 'all-linear'")
+    _warn_of_large_ranks(targets, model)
     return Lora(targets=tuple(targets), dropout=config.dropout or 0.0, dora=config.dora, start=config.start)
 
 
@@ -188,6 +191,22 @@ def _check_abilities(config: LoraConfig, paths: set[str], model: ModelConfig) ->
         raise ValueError(
             "lora.start = 'pissa' starts from what a product is made of, and an embedding is looked up; leave "
             "embeddings out of lora.targets, or set lora.start = 'default'"
+        )
+
+
+def _warn_of_large_ranks(targets: Sequence[Target], model: ModelConfig) -> None:
+    """A product of more than the rank that a weight can have says no more, and costs more than the weight."""
+    found: dict[str, int] = {}
+    for target in targets:
+        of = letters(target.path)
+        side = min(math.prod(model.sizes[letter] for letter in axes) for axes in (of.inputs, of.outputs))
+        if target.rank > side:
+            found |= {t.short_name: side for t in _tensors(model) if t.path == target.path}
+    if found:
+        _log.warning(
+            "adapters of a larger rank than the smaller side of their weight, which cost more than the weight itself "
+            "and can say no more: of %s; lower lora.rank (or lora.rank_pattern), or name them in lora.modules_to_save",
+            ", ".join(f"{name} ({side})" for name, side in found.items()),
         )
 
 

@@ -473,3 +473,18 @@ def test_frozen_layers_read_as_words():
     found = frozen_layers(["embeddings", "layers.0.mlp", "layers.1.mlp", "attention"], LLAMA)
     assert in_words(found) == "embed; q, k, v, o of 4 layers; gate, up, down of layers 0-1"
     assert in_words(frozen_layers(["experts"], MIXTRAL)) == "experts' gate, experts' up, experts' down of 4 layers"
+
+
+def test_a_rank_above_the_smaller_side_of_a_weight_is_a_warning_that_names_it(caplog: pytest.LogCaptureFixture):
+    ranks_of(LLAMA, "all-linear", "head", rank=16)  # k and v are 16 x 16
+    assert not caplog.records
+    pattern = {"layers.2.mlp.up_proj": 40}
+    ranks_of(LLAMA, "k_proj", "up_proj", "head", rank=16, rank_pattern=pattern)
+    ranks_of(LLAMA, "o_proj", "head", rank=17)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "of up_proj (16); lower lora.rank" in first
+    assert "of o_proj (16), lm_head (16); lower" in second
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    caplog.clear()
+    ranks_of(QWEN_MOE, "experts", rank=13)  # 16 x 12 each
+    assert [record.getMessage().count("_proj (12)") for record in caplog.records] == [3]
