@@ -275,8 +275,8 @@ class Checkpoints:
         lines = list(_differences(saved, self._fingerprint))
         if lines:
             raise FingerprintError(
-                f"{self._directory}: the run of step {step} cannot go on with another configuration; set these back, "
-                "or use a new workdir:\n" + "\n".join(lines)
+                f"{self._directory}: the run of step {step} cannot go on with another configuration; set these back "
+                "(model.weights by model.path or model.revision), or use a new workdir:\n" + "\n".join(lines)
             )
 
     def _set_aside_rejected(self) -> None:

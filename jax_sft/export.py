@@ -18,10 +18,11 @@ from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import MeshConfig, RunConfig, export_dtype
 from jax_sft.evaluate.losses import Losses
 from jax_sft.exam import Exam, examine, logits_of, make_exam
-from jax_sft.hf.folder import HUB_ID, weights_sample
+from jax_sft.hf.folder import HUB_ID
 from jax_sft.hf.load import Pretrained, load_configured, load_model, load_pretrained
 from jax_sft.hf.save import save_model
 from jax_sft.hf.save_adapter import write_adapter
+from jax_sft.hf.stored import weights_hash
 from jax_sft.manifest import read_config
 from jax_sft.model.lora import merged
 from jax_sft.parameters import Parameters, joined, of_adapter, parameters
@@ -275,11 +276,12 @@ def _check_still_the_same(workdir: pathlib.Path, plan: Parameters, base: Pretrai
     """
     if plan.lora is None and not plan.frozen_layers:
         return
-    found = weights_sample(base.path)
+    found = weights_hash(base.path)
     if notes.get("base_weights", found) != found:
         raise ValueError(
             f"{workdir}: was trained on other weights ({notes['base_weights'][:8]}) than {base.path} holds now "
-            f"({found[:8]}); bring those back, or name their revision in the run's model.revision"
+            f"({found[:8]}); bring those back, in files of any kind that hold the same numbers, or start the training "
+            "again with model.path or model.revision naming them, which writes its export anew"
         )
     if notes.get("trained", plan.fingerprint) != plan.fingerprint:
         raise ValueError(

@@ -17,9 +17,9 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from jax_sft.config import RunConfig
-from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_params
 from jax_sft.hf.peft import Adapter, check_base, read_adapter
+from jax_sft.hf.stored import weights_hash
 from jax_sft.hf.targets import adaptation, frozen_layers, in_words, summary, trained_in_full
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params
@@ -94,7 +94,7 @@ class Parameters:
         said: dict[str, Any] = {k: v for k, v in dataclasses.asdict(self.lora).items() if k != "targets"}
         for target in self.lora.targets:
             said[target.path] = {"ranks": list(target.ranks), "scales": list(target.scales)}
-        from_file = {} if self.adapter is None else {"adapter": weights_sample(self.adapter.file)}
+        from_file = {} if self.adapter is None else {"adapter": weights_hash(self.adapter.file)}
         return {"lora": said | {"base": self.base, "modules_to_save": sorted(self.in_full), **from_file}}
 
     def lines(self) -> list[str]:

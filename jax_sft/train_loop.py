@@ -32,10 +32,10 @@ from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.exam import make_exam
 from jax_sft.export import training_facts, write_trained
 from jax_sft.generate import Sampling
-from jax_sft.hf.folder import weights_sample
 from jax_sft.hf.load import Pretrained, load_configured
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
+from jax_sft.hf.stored import weights_hash
 from jax_sft.manifest import write_manifest
 from jax_sft.memory_plan import device_limit, plan_memory
 from jax_sft.metrics import Metrics
@@ -145,11 +145,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             frozen_layers=plan.frozen_layers,
         )
         state_shape = abstract_state(params_shape, tx, mesh)
-        checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            config.checkpoint,
-            fingerprint=resume_fingerprint(config, base, train_set) | plan.fingerprint,
-        )
+        fingerprint = resume_fingerprint(config, base, train_set) | plan.fingerprint
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=fingerprint)
         restored = checkpoints.restore(state_shape)
         if restored is None:
             start_step, progress = 0, _Progress()
@@ -163,7 +160,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             progress.compare_validation(validation_set.fingerprint if validation_set else None)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
-        progress.base_weights, progress.trained = weights_sample(base.path), plan.fingerprint
+        progress.base_weights, progress.trained = fingerprint["model.weights"], plan.fingerprint
         run = _Run(
             config=config,
             workdir=workdir,
@@ -309,7 +306,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
     options = {f"data.{name}": getattr(config.data, name) for name in OPTIONS}
     return options | {
         "model": dataclasses.asdict(base.config),
-        "model.weights": weights_sample(base.path),
+        "model.weights": weights_hash(base.path),
         "model.dtype": config.model.dtype,
         **({"model.new_rows": config.model.new_rows} if base.new_ids else {}),
         "data": train_set.fingerprint,

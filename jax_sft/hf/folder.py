@@ -5,7 +5,6 @@ it, or a `ValueError` with the way out. Downloads go to the hub's own cache; HF_
 """
 
 import difflib
-import hashlib
 import json
 import pathlib
 import re
@@ -19,7 +18,6 @@ CERTIFICATE = "CERTIFICATE.json"  # of an export that has been read back
 MARK = "jax_sft.json"  # a folder that holds it is an export of ours and may be replaced by the next one
 # What a request to the hub raises: httpx's errors, the hub's and the cache's, hf_xet's.
 HUB_ERRORS = (errors.HTTPError, OSError, RuntimeError)  # pyright: ignore[reportPrivateImportUsage]
-_SAMPLE_BYTES = 64 * 2**10
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
@@ -90,19 +88,6 @@ def tensors_by_index(folder: pathlib.Path) -> dict[str, str] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: is not an index of safetensors ({error}); copy or download it again") from error
     return where
-
-
-def weights_sample(path: pathlib.Path) -> str:
-    """A hash that tells the weights of one model from another's: sizes and some parts of each file, not all of it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in [path] if path.is_file() else weight_files(path):
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as opened:
-            for eighth in range(8):
-                opened.seek(eighth * size // 8)
-                digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _near(path: pathlib.Path) -> str:

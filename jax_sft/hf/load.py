@@ -13,7 +13,7 @@ import math
 import pathlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,8 +26,9 @@ from jax_sft.config import TEMPLATES, ModelSource, NewRowsStart
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.template import check_template, named_template
 from jax_sft.hf import gguf, mxfp4, names, parts, tensorfile
-from jax_sft.hf.folder import INDEX, resolve, tensors_by_index, weight_files
+from jax_sft.hf.folder import resolve
 from jax_sft.hf.new_rows import NewRows, read_table
+from jax_sft.hf.stored import StoredTensor, stored_tensors
 from jax_sft.hf.tokenizer import load_tokenizer, template_text
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import abstract_params, float_dtype
@@ -36,24 +37,6 @@ from jax_sft.sharding import shard_params
 
 _READERS = 4  # tensors read at a time; each holds its part in the file's dtype
 _HEAD_CHECK_BYTES = 64 * 2**20  # of a tied head that is there all the same, compared at a time
-
-
-class StoredTensor(Protocol):
-    """A tensor in a file: a safetensors entry, plain or quantised, or one of a GGUF file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its whole shape."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """The file's name for its number format."""
-        ...
-
-    def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of it."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,33 +279,9 @@ def _added(tokenizer: PreTrainedTokenizerFast, new_tokens: Sequence[str]) -> tup
 
 
 def _stored_tensors(base: Pretrained) -> Mapping[str, StoredTensor]:
-    path = base.path
-    if path.suffix == ".gguf":
-        return gguf.read(path).tensors()
-    stored: dict[str, tensorfile.Entry] = {}
-    for file in weight_files(path):
-        for name, entry in tensorfile.read_header(file).items():
-            if name in stored:
-                raise ValueError(
-                    f"{path}: {name} is in two files, {stored[name].file.name} and {file.name}; remove the copy"
-                )
-            stored[name] = entry
-    _check_index(path, stored)
-    plain = {name: tensor for name, tensor in stored.items() if not names.NOT_WEIGHTS.search(name)}
+    stored = stored_tensors(base.path)
     # Of quantised files, families.py lets none through but these.
-    return mxfp4.joined(plain) if base.hf_config.get("quantization_config") else plain
-
-
-def _check_index(path: pathlib.Path, stored: Mapping[str, tensorfile.Entry]) -> None:
-    """Every tensor that the index names is there; a tied head may be named all the same."""
-    there = {*stored, names.HEAD}
-    lost = names.folded([name for name in tensors_by_index(path) or () if name not in there])
-    if lost:
-        lines = "\n".join(f"  {name}" for name in lost)
-        raise ValueError(
-            f"{path}: {INDEX} names tensors that are in none of its files; copy or download the index and the files of "
-            f"one model:\n{lines}"
-        )
+    return mxfp4.joined(stored) if base.hf_config.get("quantization_config") else stored
 
 
 def _check_tensors(path: pathlib.Path, stored: Mapping[str, StoredTensor], config: ModelConfig) -> None:

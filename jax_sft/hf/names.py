@@ -262,6 +262,14 @@ def file_tensor(parts: Iterable[tuple[Rule, np.ndarray]]) -> np.ndarray:
     return whole
 
 
+def get(tree: Mapping[str, Any], path: str) -> Any:
+    """What lies at a dotted path of nested dicts; None where nothing does."""
+    node: Any = tree
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set `value` at a dotted path of nested dicts."""
     *parents, leaf = path.split(".")

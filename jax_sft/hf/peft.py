@@ -28,8 +28,9 @@ from jax_sft.hf.adapter_names import (
     sites,
     untied_rules,
 )
-from jax_sft.hf.folder import MARK, weights_sample
+from jax_sft.hf.folder import MARK
 from jax_sft.hf.load import Pretrained
+from jax_sft.hf.stored import weights_hash
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.lora import Lora, Target
 
@@ -108,13 +109,15 @@ def check_base(folder: str | pathlib.Path, base: Pretrained) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / MARK}: cannot be read ({error}); copy the adapter again") from error
     if weights is not None:
-        found = weights_sample(base.path)
+        found = weights_hash(base.path)
         if weights != found:
             is_name = name == str(base.path)
             raise ValueError(
                 f"adapter {folder} was trained on {name} (weights {str(weights)[:8]}), and the model is {base.path} "
                 f"({found[:8]}); "
-                + ("bring back the weights that were there then" if is_name else f"take {name}, or a copy of its files")
+                + ("bring back the weights that were there then" if is_name else f"take {name}")
+                + ", in files of any kind that hold the same numbers, or remove "
+                f"{MARK} from the adapter's folder to put it on these all the same"
             )
     elif name and pathlib.PurePath(name).name.lower() != _last_name(base.path).lower():
         _log.warning("adapter %s was made for %s, and the model is %s", folder, name, base.path)
@@ -235,7 +238,7 @@ def _factors(
         if site.rules[0].path not in target_of:
             continue
         for rule in site.rules:
-            for name, shape in _at(shapes["lora"], rule.path).items():
+            for name, shape in names.get(shapes["lora"], rule.path).items():
                 names.put(tree, f"lora.{rule.path}.{name}", np.zeros(shape, np.float32))
         for place, module in site.modules.items():
             if module not in read.factors:
@@ -247,7 +250,7 @@ def _factors(
                 # Experts of one layer share a scale; B makes up for what is another one's.
                 own = strengths[module].scale(rslora=rslora)
                 theirs_part = theirs if own == scale else theirs._replace(b=theirs.b * np.float32(own / scale))
-                node = _at(tree["lora"], rule.path)
+                node = names.get(tree["lora"], rule.path)
                 for kind, x in site.to_ours(theirs_part, part).items():
                     whole = node[next(name for name in node if name.rsplit("_", 1)[0] == kind)]
                     whole[(*place, *(slice(size) for size in x.shape))] = x
@@ -307,10 +310,3 @@ def _with_tied_head(
         f"adapter {folder}: has an embedding and a head that differ, which its base ties to one matrix; merge it with "
         "PEFT's merge_and_unload into a model with tie_word_embeddings = false"
     )
-
-
-def _at(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
-    node: Any = tree
-    for name in path.split("."):
-        node = node[name]
-    return node

@@ -36,9 +36,10 @@ from jax_sft.hf.adapter_names import (
     Site,
     sites,
 )
-from jax_sft.hf.folder import CERTIFICATE, HUB_ID, MARK, weights_sample
+from jax_sft.hf.folder import CERTIFICATE, HUB_ID, MARK
 from jax_sft.hf.peft import WEIGHTS
 from jax_sft.hf.save import check_stop_ids, fetch, find_pad_id, finite, generation_json, write_json, write_together
+from jax_sft.hf.stored import weights_hash
 from jax_sft.hf.tokenizer import save_tokenizer
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.decoder import DTYPES
@@ -131,7 +132,7 @@ def write_adapter(
         base = base_name if HUB_ID.fullmatch(base_name) else pathlib.PurePath(base_name).name  # a card is for everybody
         (folder / "README.md").write_text(card.text(name or out.name, facts, adapter_of=base), encoding="utf-8")
         written.extend(sorted([*(p.name for p in folder.iterdir()), MARK, CONFIG]))
-        weights = None if source is None else weights_sample(source)
+        weights = None if source is None else weights_hash(source)
         write_json(folder / MARK, {"facts": dict(facts), "base_weights": weights, "files": [*written, CERTIFICATE]})
         write_json(folder / CONFIG, dict(sorted(said.items())))
 
@@ -165,7 +166,7 @@ def _adapted(lora: Lora, params: Mapping[str, Any], config: ModelConfig) -> dict
         held: list[tuple[Target, dict[str, np.ndarray]] | None] = []
         for rule in site.rules:
             target = target_of.get(rule.path)
-            held.append(None if target is None else (target, _on_host(_at(params["lora"], rule.path), rule)))
+            held.append(None if target is None else (target, _on_host(names.get(params["lora"], rule.path), rule)))
         for place, module in site.modules.items():
             parts = [None if one is None else _one(site, i, place, *one) for i, one in enumerate(held)]
             if (joined := _joined(site, module, parts, dora=lora.dora)) is not None:
@@ -277,7 +278,7 @@ def _whole(
     rules = names.rules(config)
     held: dict[str, list[tuple[names.Rule, Any]]] = {}
     for path, rule in rules.items():
-        if (x := _found(params, path)) is not None:
+        if (x := names.get(params, path)) is not None:
             held.setdefault(rule.hf, []).append((rule, x if isinstance(x, jax.Array) else jnp.asarray(x)))
     _check_modules(held, rules)
     tensors: dict[str, _Tensor] = {}
@@ -353,19 +354,3 @@ def _config_json(
             "layers_pattern": None,
         }
     )
-
-
-def _found(tree: Mapping[str, Any], path: str) -> Any:
-    node: Any = tree
-    for name in path.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            return None
-        node = node[name]
-    return node
-
-
-def _at(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
-    node: Any = tree
-    for name in path.split("."):
-        node = node[name]
-    return node

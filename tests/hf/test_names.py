@@ -88,6 +88,15 @@ def test_a_parameter_without_a_row_in_the_table_is_named():
         names.rules(config)
 
 
+def test_what_was_put_at_a_path_lies_there_and_nothing_beyond_it():
+    tree: dict = {}
+    names.put(tree, "blocks.q_LDNH.a_LDR", 1)
+    names.put(tree, "blocks.q_LDNH.b_LRNH", 2)
+    assert names.get(tree, "blocks.q_LDNH") == {"a_LDR": 1, "b_LRNH": 2}
+    assert names.get(tree, "blocks.q_LDNH.b_LRNH") == 2
+    assert [names.get(tree, path) for path in ("embed_VD", "blocks.k_LDKH.a", "blocks.q_LDNH.a_LDR.x")] == [None] * 3
+
+
 def test_folded_names_keep_every_layer():
     layers = [f"model.layers.{i}.b.c" for i in (0, 2, 3, 7)]
     found = names.folded(["model.layers.5.up", "a.norm.weight", *layers])

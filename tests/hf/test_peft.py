@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from jax_sft.config import MeshConfig
-from jax_sft.hf.folder import weights_sample
+from jax_sft.hf import names
 from jax_sft.hf.load import load_pretrained
 from jax_sft.hf.peft import Adapter, check_base, read_adapter
+from jax_sft.hf.stored import weights_hash
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.lora import Target
 from jax_sft.sharding import make_mesh
@@ -407,11 +408,7 @@ def test_what_peft_has_no_form_for_is_refused(
     config = config_of(base)
     adapter = random_adapter(config, *[on(path, 2, 2, 2, 2) for path in targets], **said)
     for path in full:
-        *parents, leaf = path.split(".")
-        node = params_of(config)
-        for parent in parents:
-            node = node[parent]
-        adapter.params.update({parents[0]: {leaf: node[leaf]}} if parents else {leaf: node[leaf]})
+        names.put(adapter.params, path, names.get(params_of(config), path))
     with pytest.raises(ValueError, match=fault):
         write(tmp_path / "a", base, adapter)
     assert not list(tmp_path.iterdir())
@@ -433,18 +430,24 @@ def test_an_export_that_cannot_be_leaves_nothing_behind(tmp_path: pathlib.Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_adapter_of_ours_is_held_to_the_weights_it_was_trained_on(tmp_path: pathlib.Path):
+def test_an_adapter_of_ours_is_held_to_the_weights_it_was_trained_on(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
     write_folder(tmp_path / "one")
     write_folder(tmp_path / "two", weights={k: 2 * v for k, v in load_file(tmp_path / "one/model.safetensors").items()})
     write(tmp_path / "a", "llama", read_adapter(GOLDEN, LLAMA), source=tmp_path / "one", base_name="somebody/one")
     check_base(tmp_path / "a", load_pretrained(tmp_path / "one"))
-    first, second = (weights_sample(tmp_path / name)[:8] for name in ("one", "two"))
-    fault = rf"trained on somebody/one \(weights {first}\), and the model is \S+two \({second}\); take somebody/one"
+    first, second = (weights_hash(tmp_path / name)[:8] for name in ("one", "two"))
+    fault = rf"trained on somebody/one \(weights {first}\), and the model is \S+two \({second}\); take somebody/one, "
+    fault += "in files of any kind that hold the same numbers, or remove jax_sft.json from"
     with pytest.raises(ValueError, match=fault):
         check_base(tmp_path / "a", load_pretrained(tmp_path / "two"))
     (tmp_path / "a" / "jax_sft.json").write_text("{")
     with pytest.raises(ValueError, match=r"jax_sft.json: cannot be read"):
         check_base(tmp_path / "a", load_pretrained(tmp_path / "one"))
+    (tmp_path / "a" / "jax_sft.json").unlink()  # the way out for whoever knows better
+    check_base(tmp_path / "a", load_pretrained(tmp_path / "two"))
+    assert "was made for somebody/one, and the model is" in caplog.text
 
 
 def test_an_adapter_of_peft_is_held_to_the_name_of_its_base_with_a_warning(
