@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_sft.data.template import check_template
 from jax_sft.hf import names, tensorfile
-from jax_sft.hf.adapter_config import Strength, read_adapter_config, strength_of
+from jax_sft.hf.adapter_config import CONFIG, Strength, read_adapter_config, strength_of
 from jax_sft.hf.adapter_names import (
     BASE_LAYER,
     EMBED,
@@ -79,15 +80,19 @@ def read_adapter(folder: str | pathlib.Path, model: ModelConfig) -> Adapter:
     entries = tensorfile.read_header(_weights_file(folder))
     read = _sorted_out(entries, folder)
     all_sites = sites(model)
+    _check_strengths(read, folder, config)
     _check_fit(read, all_sites, model, folder, config)
     lora, params = _factors(read, all_sites, model, folder, config)
+    whole, beside = dict(read.whole), dict(read.base)
+    if model.tied_head and names.EMBED in whole and names.HEAD in beside:
+        whole[names.HEAD] = beside.pop(names.HEAD)  # what the head's adapter is beside is tied to what was trained
     wide = max((tensorfile.DTYPES[e.dtype] for e in entries.values()), key=lambda d: d.itemsize, default=None)
     if wide is None:
         raise ValueError(f"adapter {folder}: {WEIGHTS} holds no tensors; copy or download it again")
     return Adapter(
         lora=lora,
-        params=params | _whole(read.whole, model, folder, config),
-        base_params=_whole(read.base, model, folder, config | {"modules_to_save": None}),
+        params=params | _whole(whole, model, folder, config),
+        base_params=_whole(beside, model, folder, config | {"modules_to_save": None}),
         config=config,
         dtype=wide.name,
         file=folder / WEIGHTS,
@@ -121,6 +126,25 @@ def check_base(folder: str | pathlib.Path, base: Pretrained) -> None:
             )
     elif name and pathlib.PurePath(name).name.lower() != _last_name(base.path).lower():
         _log.warning("adapter %s was made for %s, and the model is %s", folder, name, base.path)
+
+
+def with_template_of(folder: str | pathlib.Path, base: Pretrained) -> Pretrained:
+    """The base with the chat template in an adapter's folder, with which it was trained; with its own if there is none.
+
+    Raises:
+        ValueError: the file cannot be read, or is no Jinja text.
+    """
+    file = pathlib.Path(folder).expanduser() / "chat_template.jinja"
+    if not file.is_file():
+        return base
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file}: cannot be read ({error}); save it as UTF-8 text, or copy the adapter again"
+        ) from error
+    check_template(text, name=f"the chat template of {file}")
+    return dataclasses.replace(base, chat_template=text)
 
 
 def _last_name(path: pathlib.Path) -> str:
@@ -161,6 +185,35 @@ def _sorted_out(entries: Mapping[str, tensorfile.Entry], folder: pathlib.Path) -
         if lacking:
             raise ValueError(f"adapter {folder}: {', '.join(lacking)} missing; copy or download it again")
     return read
+
+
+def _check_strengths(read: _Read, folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """What the config says of rank and alpha goes with the tensors, whatever the model."""
+    differ: dict[tuple[int, int], list[str]] = {}
+    silent: list[str] = []
+    for module, held in read.factors.items():
+        said = strength_of(config, module)
+        ranks = {*held["a"].shape[:1], *held["b"].shape[-1:]}
+        if len(ranks) == 1 and said.rank not in ranks:
+            differ.setdefault((said.rank, ranks.pop()), []).append(module)
+        if config.get("use_dora") and not said.alpha:
+            silent.append(module)
+    if differ:
+        lines = "\n".join(
+            f"  {name}: rank {said} in {CONFIG}, {found} in {WEIGHTS}"
+            for (said, found), modules in differ.items()
+            for name in names.folded(modules)
+        )
+        raise ValueError(
+            f"adapter {folder}: config and tensors disagree on the rank, so they are of two adapters; copy both files "
+            f"from one, or mend r and rank_pattern there:\n{lines}"
+        )
+    if silent:
+        raise ValueError(
+            f"adapter {folder}: lora_alpha = 0 with use_dora leaves only the magnitudes of "
+            f"{', '.join(names.folded(silent))}, which is not modelled; merge the adapter into its base with PEFT's "
+            "merge_and_unload, and name the result with --model"
+        )
 
 
 def _check_fit(

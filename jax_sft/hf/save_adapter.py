@@ -9,7 +9,7 @@ again where the three share their A; else their ranks are added up, B being zero
 
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ from jax_sft.model.decoder import DTYPES
 from jax_sft.model.lora import Lora, Target, letters
 
 _PEFT_VERSION = "0.18.0"  # whose format this is; PEFT reads older adapters by rules of their own
-_MERGE = "export the merged model instead: --format merged"
+_MERGE = "export the merged model instead: export.format = 'merged', or --format merged"
 
 
 class _Tensor(NamedTuple):
@@ -68,6 +68,7 @@ def write_adapter(
     *,
     lora: Lora,
     params: Mapping[str, Any],
+    base_params: Mapping[str, Any] | None = None,
     config: ModelConfig,
     base_name: str,
     dtype: str,
@@ -87,6 +88,7 @@ def write_adapter(
     Args:
         out: the folder; it must be new, empty, or an earlier export, which is replaced as a whole.
         params: the trained tree: factors under "lora", and parameters trained in full at their own places.
+        base_params: parameters of the base that the folder holds too, as PEFT has it of an adapted embedding or head.
         base_name: of the model it was trained on: a hub id, or a local path.
         dtype: float32, bfloat16 or float16.
         hf_config, generation_config: the base's.
@@ -110,6 +112,7 @@ def write_adapter(
     if dtype not in DTYPES:
         raise ValueError(f"export.dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
     check_stop_ids(out, stop_ids, config)
+    check_form(lora, {path for path in names.rules(config) if names.get(params, path) is not None}, config)
     host_dtype = np.dtype(jnp.dtype(dtype))
     # PEFT 0.21 doubles rank and alpha where it fuses experts, which keeps alpha / rank alone.
     has_experts = any("E" in letters(target.path).stack for target in lora.targets)
@@ -117,7 +120,8 @@ def write_adapter(
     adapted = _adapted(lora, params, config)
     strengths = {m: strength_of_scale(one.factors.a.shape[0], one.scale, rslora=rslora) for m, one in adapted.items()}
     whole, saved = _whole(params, config, set(adapted), host_dtype)
-    tensors = dict(sorted((_adapter_tensors(adapted, host_dtype) | whole).items()))
+    beside = _beside(base_params or {}, config, set(adapted), host_dtype)
+    tensors = dict(sorted((_adapter_tensors(adapted) | beside | whole).items()))
     said = _config_json(lora, strengths, saved, config, rslora=rslora, source=source_config)
     said |= {"base_model_name_or_path": base_name}
     pad_id = find_pad_id(tokenizer, generation_config, hf_config, stop_ids, config.vocab_size)
@@ -140,6 +144,36 @@ def write_adapter(
     return [out / name for name in written]
 
 
+def check_form(lora: Lora, in_full: Collection[str], config: ModelConfig) -> None:
+    """PEFT has a form for these adapters, with the parameters at the paths `in_full` trained beside them.
+
+    Raises:
+        ValueError: it has none.
+    """
+    target_of = {target.path: target for target in lora.targets}
+    if not target_of:
+        raise ValueError(f"export: there is no adapter to write, only parameters trained in full; {_MERGE}")
+    all_sites = sites(config)
+    homeless = set(target_of) - {rule.path for site in all_sites for rule in site.rules}
+    if homeless:
+        raise ValueError(
+            f"export: PEFT has no adapter form that vLLM reads for {', '.join(sorted(homeless))} of a "
+            f"{config.model_type} model, whose experts lie in one tensor; {_MERGE}"
+        )
+    undone = [p for p in target_of if "E" in letters(p).stack or p in ("embed_VD", "head_VD")] if lora.dora else []
+    if undone:
+        raise ValueError(f"export: DoRA of embedding, head and experts is not modelled, and {', '.join(undone)} has it")
+    for site in all_sites if lora.dora else ():
+        for place, module in site.modules.items():
+            targets = [target_of.get(rule.path) for rule in site.rules]
+            has_rank = {target is not None and target.ranks[place[0] if place else 0] > 0 for target in targets}
+            if len(has_rank) > 1:
+                raise ValueError(
+                    f"export: DoRA of only a part of {module} has no form in PEFT; adapt all of it, or {_MERGE}"
+                )
+    _check_modules(in_full, names.rules(config))
+
+
 def _made(tensors: Mapping[str, _Tensor], dtype: np.dtype) -> Iterator[np.ndarray]:
     for name, tensor in tensors.items():
         # What does not fit the dtype becomes infinite, and is told by its name.
@@ -152,15 +186,6 @@ def _adapted(lora: Lora, params: Mapping[str, Any], config: ModelConfig) -> dict
     """The adapter of each module that has one, on the host, in float32."""
     target_of = {target.path: target for target in lora.targets}
     all_sites = sites(config)
-    homeless = set(target_of) - {rule.path for site in all_sites for rule in site.rules}
-    if homeless:
-        raise ValueError(
-            f"export: PEFT has no adapter form that vLLM reads for {', '.join(sorted(homeless))} of a "
-            f"{config.model_type} model, whose experts lie in one tensor; {_MERGE}"
-        )
-    undone = [p for p in target_of if "E" in letters(p).stack or p in ("embed_VD", "head_VD")] if lora.dora else []
-    if undone:
-        raise ValueError(f"export: DoRA of embedding, head and experts is not modelled, and {', '.join(undone)} has it")
     adapted: dict[str, _One] = {}
     for site in all_sites:
         held: list[tuple[Target, dict[str, np.ndarray]] | None] = []
@@ -169,7 +194,7 @@ def _adapted(lora: Lora, params: Mapping[str, Any], config: ModelConfig) -> dict
             held.append(None if target is None else (target, _on_host(names.get(params["lora"], rule.path), rule)))
         for place, module in site.modules.items():
             parts = [None if one is None else _one(site, i, place, *one) for i, one in enumerate(held)]
-            if (joined := _joined(site, module, parts, dora=lora.dora)) is not None:
+            if (joined := _joined(site, parts)) is not None:
                 adapted[module] = joined
     return adapted | _even_experts(adapted, all_sites)
 
@@ -226,13 +251,11 @@ def _one(site: Site, part: int, place: names.Shape, target: Target, held: Mappin
     return _One(site.to_theirs(ours, part), target.scales[layer])
 
 
-def _joined(site: Site, module: str, parts: Sequence[_One | None], *, dora: bool) -> _One | None:
+def _joined(site: Site, parts: Sequence[_One | None]) -> _One | None:
     """One adapter for the module that holds our weights of these adapters."""
     there = [one for one in parts if one is not None]
     if not there or len(parts) == 1:
         return there[0] if there else None
-    if dora and len(there) < len(parts):
-        raise ValueError(f"export: DoRA of only a part of {module} has no form in PEFT; adapt all of it, or {_MERGE}")
     first = there[0]
     magnitudes = [one.factors.magnitude for one in there if one.factors.magnitude is not None]
     magnitude = np.concatenate(magnitudes) if magnitudes else None
@@ -254,7 +277,7 @@ def _joined(site: Site, module: str, parts: Sequence[_One | None], *, dora: bool
     return _One(Factors(np.concatenate([one.factors.a for one in there]), b, magnitude), scale)
 
 
-def _adapter_tensors(adapted: Mapping[str, _One], dtype: np.dtype) -> dict[str, _Tensor]:
+def _adapter_tensors(adapted: Mapping[str, _One]) -> dict[str, _Tensor]:
     tensors: dict[str, _Tensor] = {}
 
     def add(name: str, x: np.ndarray) -> None:
@@ -274,41 +297,55 @@ def _adapter_tensors(adapted: Mapping[str, _One], dtype: np.dtype) -> dict[str, 
 def _whole(
     params: Mapping[str, Any], config: ModelConfig, adapted: set[str], dtype: np.dtype
 ) -> tuple[dict[str, _Tensor], list[str]]:
-    """Tensors of parameters that were trained in full, and their modules; of one with an adapter, its base's matrix."""
-    rules = names.rules(config)
-    held: dict[str, list[tuple[names.Rule, Any]]] = {}
-    for path, rule in rules.items():
-        if (x := names.get(params, path)) is not None:
-            held.setdefault(rule.hf, []).append((rule, x if isinstance(x, jax.Array) else jnp.asarray(x)))
-    _check_modules(held, rules)
+    """Tensors of parameters that were trained in full, and their modules."""
     tensors: dict[str, _Tensor] = {}
     saved: list[str] = []
+    for name, tensor in _in_full(params, config, dtype):
+        module, _, leaf = name.rpartition(".")
+        # PEFT would train a copy of one of the two that are tied, and leave the other.
+        for own in (EMBED, HEAD) if module == EMBED and config.tied_head else (module,):
+            # A tied head with an adapter: as PEFT has it, embedding in full and the same beside the head's adapter.
+            tensors[PREFIX + (own + BASE_LAYER if own in adapted else f"{own}.{leaf}")] = tensor
+            saved += [] if own in adapted else [own]
+    return tensors, list(dict.fromkeys(saved))
+
+
+def _beside(
+    base_params: Mapping[str, Any], config: ModelConfig, adapted: set[str], dtype: np.dtype
+) -> dict[str, _Tensor]:
+    """Tensors of the base, of modules that are adapted."""
+    tensors: dict[str, _Tensor] = {}
+    for name, tensor in _in_full(base_params, config, dtype):
+        module = name.rpartition(".")[0]
+        modules = (EMBED, HEAD) if module == EMBED and config.tied_head else (module,)
+        tensors |= {PREFIX + own + BASE_LAYER: tensor for own in modules if own in adapted}
+    return tensors
+
+
+def _in_full(tree: Mapping[str, Any], config: ModelConfig, dtype: np.dtype) -> Iterator[tuple[str, _Tensor]]:
+    """Each tensor of the files that lies in a tree like the parameters, which may lack some."""
+    held: dict[str, list[tuple[names.Rule, Any]]] = {}
+    for path, rule in names.rules(config).items():
+        if (x := names.get(tree, path)) is not None:
+            held.setdefault(rule.hf, []).append((rule, x if isinstance(x, jax.Array) else jnp.asarray(x)))
     for parts in held.values():
         ordered = sorted(parts, key=lambda part: part[0].row.part)
         for place, name in ordered[0][0].names.items():
-            module = name.rpartition(".")[0]
 
             def make(ordered: Any = ordered, place: names.Shape = place) -> np.ndarray:
                 return names.file_tensor((rule, fetch(x, place, dtype=dtype)) for rule, x in ordered)
 
-            modules = [module]
-            if module == EMBED and config.tied_head:  # PEFT would train a copy of one, and leave the other
-                modules = [m for m in (EMBED, HEAD) if m in adapted] or [EMBED, HEAD]
-            for own in modules:
-                key = own + BASE_LAYER if own in adapted else own + name.removeprefix(module)
-                tensors[PREFIX + key] = _Tensor(ordered[0][0].file_shape, make)
-                saved += [] if own in adapted else [own]
-    return tensors, list(dict.fromkeys(saved))
+            yield name, _Tensor(ordered[0][0].file_shape, make)
 
 
-def _check_modules(held: Mapping[str, list[tuple[names.Rule, Any]]], rules: Mapping[str, names.Rule]) -> None:
+def _check_modules(in_full: Collection[str], rules: Mapping[str, names.Rule]) -> None:
     """PEFT saves modules as a whole: every parameter of each is there."""
-    there = {rule.path for parts in held.values() for rule, _ in parts}
+    held = {rules[path].hf for path in in_full}
     modules = {hf.rpartition(".")[0] for hf in held}
     for rule in rules.values():
         if rule.hf in held and not rule.hf.endswith((".weight", ".bias")):
             raise ValueError(f"export: {rule.path} is no module of its own, which PEFT could save in full; {_MERGE}")
-        if rule.hf.rpartition(".")[0] in modules and rule.path not in there:
+        if rule.hf.rpartition(".")[0] in modules and rule.path not in in_full:
             raise ValueError(
                 f"export: PEFT saves {rule.hf.rpartition('.')[0]} as a whole, and {rule.path} in it was not trained; "
                 f"{_MERGE}"
@@ -327,8 +364,6 @@ def _config_json(
     source: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     kept = dict(source or {})
-    if not strengths:
-        raise ValueError(f"export: there is no adapter to write, only parameters trained in full; {_MERGE}")
     # Experts have the defaults: PEFT renames them as it loads them, and patterns may miss them.
     experts = {m: s for m, s in strengths.items() if ".experts." in m}
     numbers = strengths_config(strengths, default=next(iter(experts.values()), None))

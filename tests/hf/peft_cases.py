@@ -49,6 +49,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"r": 4, "target_modules": _ATTENTION, "use_rslora": True, "rank_pattern": {"k_proj": 2, "o_proj": 3}},
     ),
+    "llama_without_alpha": (
+        "llama",
+        {"r": 4, "target_modules": _ATTENTION, "alpha_pattern": {"v_proj": 0, r"layers\.1.*k_proj": 0}},
+    ),
     "llama_some_layers": (
         "llama",
         {"r": 4, "target_modules": _ATTENTION, "layers_to_transform": [1, 3], "use_dora": True},
@@ -74,8 +78,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied_head": ("llama_tied_with_biases", {"r": 4, "target_modules": ["v_proj", "lm_head"]}),
     "gemma3_embedding": ("gemma3_text", {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}),
     "qwen3_all": ("qwen3", {"r": 4, "target_modules": "all-linear"}),
+    "qwen3_rslora": ("qwen3", {"r": 5, "lora_alpha": 3, "target_modules": _ATTENTION, "use_rslora": True}),
     "qwen3_dora": ("qwen3", {"r": 4, "target_modules": "all-linear", "use_dora": True}),
     "gemma3_all": ("gemma3_text", {"r": 4, "target_modules": "all-linear"}),
+    "gemma3_rslora": ("gemma3_text", {"r": 5, "lora_alpha": 3, "target_modules": "all-linear", "use_rslora": True}),
+    "gemma3_dora": ("gemma3_text", {"r": 4, "target_modules": "all-linear", "use_dora": True}),
     "gemma3_rslora_dora": ("gemma3_text", {"r": 4, "target_modules": _ATTENTION, "use_rslora": True, "use_dora": True}),
     "phi3_all": ("phi3", {"r": 4, "target_modules": "all-linear"}),
     "phi3_dora": ("phi3", {"r": 4, "target_modules": ["qkv_proj"], "use_dora": True}),
@@ -196,7 +203,8 @@ def write(out: pathlib.Path, base: str, adapter: Adapter, **said: Any) -> None:
     """Write an adapter that was read, or one like it, with all that goes along."""
     arguments: dict[str, Any] = {
         "lora": adapter.lora,
-        "params": merged(adapter.params, adapter.base_params),
+        "params": adapter.params,
+        "base_params": adapter.base_params,
         "config": config_of(base),
         "base_name": "somebody/tiny",
         "dtype": adapter.dtype,

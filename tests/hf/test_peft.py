@@ -1,10 +1,7 @@
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -21,6 +18,7 @@ from jax_sft.hf.stored import weights_hash
 from jax_sft.model.config import ModelConfig
 from jax_sft.model.lora import Target
 from jax_sft.sharding import make_mesh
+from tests.hf.conftest import TwoProcesses
 from tests.hf.family_cases import config_of, params_of, tokens_of
 from tests.hf.models import write_folder
 from tests.hf.peft_cases import CASES, GOLDEN, base_config, our_logits, peft_logits, random_adapter, save_peft, write
@@ -142,6 +140,11 @@ OURS: dict[str, tuple[str, list[Target], dict[str, Any]]] = {
         {},
     ),
     "a tied embedding in full": ("gemma3_text", [on("blocks.q_LDNH", 4, 4, 4, 4)], {"embed_VD": None}),
+    "a tied embedding in full and an adapted head": (
+        "llama_tied_with_biases",
+        [on("blocks.q_LDNH", 4, 4, 4, 4), on("head_VD", 3)],
+        {"embed_VD": None},
+    ),
     "an embedding in full": ("llama", [on("blocks.q_LDNH", 4, 4, 4, 4)], {"embed_VD": None}),
 }
 
@@ -168,6 +171,7 @@ def test_an_adapter_of_ours_is_read_back_with_the_logits_that_it_had(case: str, 
     base, config, adapter = ours(case)
     write(tmp_path / "a", base, adapter)
     again = read_adapter(tmp_path / "a", config)
+    assert set(again.params) == set(adapter.params)
     assert_close(our_logits(config, again, tokens_of(config)), our_logits(config, adapter, tokens_of(config)))
     write(tmp_path / "b", base, again)
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
@@ -362,10 +366,25 @@ def test_tensors_that_have_no_place_are_refused(golden: pathlib.Path):
     save_file(held | {"base_model.model.lm_head.weight": np.ones((9, 16), "f4")}, golden / FILE)
     with pytest.raises(ValueError, match=r"lm_head.weight: has shape \(9, 16\), expected \(31, 16\)"):
         read_adapter(golden, LLAMA)
-    say(golden, rank_pattern={})
-    save_file(held, golden / FILE)
-    with pytest.raises(ValueError, match=r"v_proj.lora_a: has shape \(1, 16\), expected \(4, 16\)"):
+
+
+def test_a_rank_that_config_and_tensors_disagree_on_is_no_fault_of_the_model(golden: pathlib.Path):
+    pattern = json.loads((golden / CONFIG).read_text())["rank_pattern"]
+    say(golden, r=8, rank_pattern=pattern | {"v_proj": 3})
+    with pytest.raises(ValueError, match=r"config and tensors disagree on the rank, .*; copy both .*\n") as error:
         read_adapter(golden, LLAMA)
+    assert "--model" not in str(error.value)
+    lines = str(error.value).splitlines()[1:]
+    assert f"  model.layers.{{0,2-3}}.self_attn.q_proj: rank 8 in {CONFIG}, 4 in {FILE}" in lines
+    assert f"  model.layers.{{0-3}}.self_attn.v_proj: rank 3 in {CONFIG}, 1 in {FILE}" in lines
+
+
+def test_dora_without_alpha_is_refused(tmp_path: pathlib.Path):
+    q, v = on("blocks.q_LDNH", 4, 4, 4, 4), on("blocks.v_LDKH", 4, 4, 4, 4)
+    write(tmp_path / "a", "llama", random_adapter(LLAMA, q, v, dora=True))
+    say(tmp_path / "a", alpha_pattern={"v_proj": 0})
+    with pytest.raises(ValueError, match=r"use_dora leaves only the magnitudes of model.layers.\{0-3\}.self_attn.v_pr"):
+        read_adapter(tmp_path / "a", LLAMA)
 
 
 def test_an_embedding_and_a_head_that_differ_are_refused_where_the_base_ties_them(golden: pathlib.Path):
@@ -380,6 +399,16 @@ def test_an_embedding_and_a_head_that_differ_are_refused_where_the_base_ties_the
             read_adapter(golden, tied)
     save_file(held | {head: table, embed: table}, golden / FILE)
     np.testing.assert_array_equal(read_adapter(golden, tied).params["embed_VD"], table)
+    # As PEFT has it of a head with an adapter: what it is beside, which training moves with the embedding here alone.
+    say(golden, modules_to_save=["embed_tokens"])
+    beside = {head.replace("weight", "base_layer.weight"): table}
+    save_file(held | {embed: 2 * table} | beside, golden / FILE)
+    with pytest.raises(ValueError, match="an embedding and a head that differ, which its base ties"):
+        read_adapter(golden, tied)
+    save_file(held | {embed: table} | beside, golden / FILE)
+    again = read_adapter(golden, tied)
+    np.testing.assert_array_equal(again.params["embed_VD"], table)
+    assert not again.base_params
 
 
 def test_dora_of_a_head_is_refused(golden: pathlib.Path):
@@ -483,21 +512,9 @@ except ValueError as error:
 """
 
 
-def test_two_processes_write_the_adapter_that_one_does(tmp_path: pathlib.Path, free_port: int):
-    env = os.environ | {"PYTHONPATH": ".", "JAX_NUM_CPU_DEVICES": "4"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(free_port), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        for rank in range(2)
-    ]
-    said = [p.communicate(timeout=120) for p in both]
-    assert [p.returncode for p in both] == [0, 0], said
-    assert all("NAN export: base_model.model.model.embed_tokens.weight holds values" in out for out, _ in said)
+def test_two_processes_write_the_adapter_that_one_does(tmp_path: pathlib.Path, two_processes: TwoProcesses):
+    said = two_processes(TWO_PROCESSES, tmp_path, 4)
+    assert all("NAN export: base_model.model.model.embed_tokens.weight holds values" in out for out in said)
     adapter = read_adapter(GOLDEN, LLAMA)
     write(tmp_path / "alone", "llama", adapter, params=with_embedding(adapter))
     assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "alone" / FILE).read_bytes()

@@ -24,6 +24,7 @@ from jax_sft.hf.load import Pretrained, load_model, load_params, load_pretrained
 from jax_sft.hf.save import check_destination, check_shard_size, save_model
 from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import make_mesh, shard_params
+from tests.hf.conftest import TwoProcesses
 from tests.hf.models import CHATML, TINY, tensors, write_folder
 
 BIASED = TINY | {"attention_bias": True, "mlp_bias": True}
@@ -426,25 +427,13 @@ print("EXAM", pathlib.Path(exam.origin).name, len(exam.rows), exam.messages)
 """
 
 
-def test_two_processes_export_what_one_does(tmp_path: pathlib.Path, base: Pretrained, free_port: int):
-    env = os.environ | {"PYTHONPATH": ".", "JAX_NUM_CPU_DEVICES": "2"}
+def test_two_processes_export_what_one_does(tmp_path: pathlib.Path, base: Pretrained, two_processes: TwoProcesses):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
     (tmp_path / "rows0.jsonl").write_text(json.dumps(row))
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(free_port), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        for rank in range(2)
-    ]
-    said = [p.communicate(timeout=120) for p in both]
-    assert [p.returncode for p in both] == [0, 0], said
-    assert "ValueError export to" in said[0][0]
-    assert "OSError export to" in said[1][0]
-    for out, _ in said:
+    said = two_processes(TWO_PROCESSES, tmp_path, 2)
+    assert "ValueError export to" in said[0]
+    assert "OSError export to" in said[1]
+    for out in said:
         assert "INFINITE export: model.embed_tokens.weight holds values that are not finite" in out
         assert "EXAM rows0.jsonl 1 [{'role': 'user', 'content': 'hi'}]" in out
     export(base, tmp_path / "alone")

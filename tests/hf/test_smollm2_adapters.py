@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from jax_sft.hf.load import Pretrained, load_model
-from jax_sft.hf.peft import read_adapter
+from jax_sft.hf.peft import Adapter, read_adapter
+from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.model.decoder import build
 from jax_sft.parameters import joined
 from tests.hf.models import smollm2
@@ -31,6 +32,25 @@ def theirs() -> Any:
 
     file = smollm2()
     return AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+
+
+def write_back(out: pathlib.Path, model: Pretrained, adapter: Adapter) -> None:
+    write_adapter(
+        out,
+        lora=adapter.lora,
+        params=adapter.params,
+        base_params=adapter.base_params,
+        config=model.config,
+        base_name=adapter.base_name,
+        dtype=adapter.dtype,
+        tokenizer=model.tokenizer,
+        hf_config=model.hf_config,
+        generation_config=model.generation_config,
+        chat_template=model.chat_template,
+        stop_ids=model.stop_ids,
+        facts={},
+        source_config=adapter.config,
+    )
 
 
 @pytest.mark.slow
@@ -60,6 +80,12 @@ def test_a_real_model_with_an_adapter_says_what_it_says_in_peft(
     assert np.abs(theirs_TV - base_TV).max() > 0.05 * np.abs(base_TV).max()  # the adapter says something
 
     adapter = read_adapter(tmp_path, model.config)
+    write_back(tmp_path / "ours", model, adapter)
+    file = "adapter_model.safetensors"
+    assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / file).read_bytes()
+    again = peft.PeftModel.from_pretrained(adapted.unload(), tmp_path / "ours").eval()
+    np.testing.assert_array_equal(torch_logits(again, tokens_T), theirs_TV)
+    again.unload()
     graphdef = build(model.config, dtype="float32", attention="xla", lora=adapter.lora)
     decoder: Any = nnx.merge(graphdef, joined(model.params or {}, jax.tree.map(jax.numpy.asarray, adapter.params)))
     tokens_BT = tokens_T[None].astype(np.int32)
