@@ -101,7 +101,7 @@ def measure(folder: pathlib.Path) -> None:
     import jax
 
     from jax_sft.config import MeshConfig
-    from jax_sft.export import write_export
+    from jax_sft.export import Export, write_export
     from jax_sft.hf.load import load_params, load_pretrained
     from jax_sft.model.decoder import abstract_params
     from jax_sft.sharding import make_mesh, shard_params
@@ -114,8 +114,9 @@ def measure(folder: pathlib.Path) -> None:
     jax.block_until_ready(params)
     found = {"import": peak_bytes() - start, "import_s": time.perf_counter() - started}
     before, started = resident_bytes(), time.perf_counter()
+    told = Export(out=folder / "out", dtype="bfloat16", max_shard_size="600MB", facts={}, exam=None)
     with Peak() as peak:
-        write_export(base, params, folder / "out", dtype="bfloat16", max_shard_size="600MB", facts={}, exam=None)
+        write_export(base, params, told)
     found |= {"export": peak.bytes - before, "export_s": time.perf_counter() - started}
     print(json.dumps(found))
 

@@ -20,6 +20,7 @@ from jax_sft.evaluate.answers import Answer, Messages, answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_model
+from jax_sft.hf.peft import with_template_of
 from jax_sft.memory import told_if_short
 from jax_sft.model.decoder import build
 from jax_sft.parameters import of_adapter
@@ -158,9 +159,8 @@ def load_assistant(
         base = load_model(path, revision=revision, mesh=mesh, chat_template=chat_template)
         for name, folder in _named(adapters).items():
             plan = of_adapter(folder, base)
-            template = _template(folder, base) if chat_template is None else base.chat_template
+            own = with_template_of(folder, base) if chat_template is None else base
             graphdef = build(base.config, dtype=dtype, attention="auto", lora=plan.lora)
-            own = dataclasses.replace(base, chat_template=template)
             voices[name] = Voice(own, graphdef, plan.beside(base.params, mesh))
     voices[None] = Voice(base, build(base.config, dtype=dtype, attention="auto"), base.params)
     base, graphdef, params = next(iter(voices.values()))
@@ -172,14 +172,3 @@ def _named(adapters: Sequence[str]) -> dict[str, str]:
     paths = [str(pathlib.Path(folder)) for folder in dict.fromkeys(adapters)]
     last = [pathlib.Path(path).resolve().name for path in paths]
     return {path if last.count(name) > 1 else name: path for name, path in zip(last, paths, strict=True)}
-
-
-def _template(folder: str, base: Pretrained) -> str | None:
-    """The chat template in an adapter's folder; the base's if there is none."""
-    file = pathlib.Path(folder).expanduser() / "chat_template.jinja"
-    try:
-        return file.read_text(encoding="utf-8") if file.is_file() else base.chat_template
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{file}: cannot be read ({error}); save it as UTF-8 text, or copy the adapter again"
-        ) from error

@@ -5,6 +5,7 @@ ones that were trained. With an Exam it is read back and certified.
 """
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from jax_sft.evaluate.losses import Losses
 from jax_sft.exam import Exam, examine, logits_of, make_exam
 from jax_sft.hf.folder import HUB_ID
 from jax_sft.hf.load import Pretrained, load_configured, load_model, load_pretrained
+from jax_sft.hf.peft import with_template_of
 from jax_sft.hf.save import save_model
 from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.hf.stored import weights_hash
@@ -34,47 +36,43 @@ _log = logging.getLogger(__name__)
 _MERGE_TOLERANCE = 1e-4  # of the largest logit; the same sums in another order
 
 
-def write_export(
-    base: Pretrained,
-    params: Any,
-    out: pathlib.Path,
-    *,
-    dtype: str,
-    max_shard_size: str,
-    facts: dict[str, Any],
-    exam: Exam | None,
-    name: str | None = None,
-) -> pathlib.Path:
-    """Write the folder; `facts` and `name` (None: the folder's) go into its model card.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """What every export is told."""
 
-    With an `exam` the folder is read back and gets its certificate; the arrays of `params` are deleted before, so that
-    the model is never on the devices twice.
+    out: pathlib.Path  # the folder
+    dtype: str
+    max_shard_size: str = "5GB"
+    facts: dict[str, Any]  # of the model card
+    exam: Exam | None  # with one, the folder is read back and gets its certificate
+    name: str | None = None  # on the model card; None: the folder's
+
+
+def write_export(base: Pretrained, params: Any, export: Export) -> pathlib.Path:
+    """Write the folder of a model.
+
+    With an exam the arrays of `params` are deleted before it is read back: the model is never on the devices twice.
 
     Raises:
         ValueError: of `save_model`; or the folder does not hold what was trained.
     """
+    exam, dtype = export.exam, export.dtype
     with stage("asking the trained model"):
         trained = None if exam is None else examine(base, params, exam, dtype=dtype)
     save_model(
-        out,
-        config=base.config,
+        export.out,
         params=params,
-        tokenizer=base.tokenizer,
-        hf_config=base.hf_config,
-        generation_config=base.generation_config,
-        chat_template=base.chat_template,
-        stop_ids=base.template.stop_ids,
         dtype=dtype,
-        max_shard_size=max_shard_size,
-        facts=facts,
-        name=name,
-        source=base.path,
+        max_shard_size=export.max_shard_size,
+        facts=export.facts,
+        name=export.name,
+        **_as_before(base),
     )
     if exam is not None:
         shardings = jax.tree.map(lambda x: x.sharding, params)
         jax.tree.map(lambda x: x.delete(), params)
-        certify(out.expanduser().resolve(), base, exam, trained, shardings=shardings, dtype=dtype)
-    return out
+        certify(export.out.expanduser().resolve(), base, exam, trained, shardings=shardings, dtype=dtype)
+    return export.out
 
 
 def write_trained(
@@ -82,14 +80,9 @@ def write_trained(
     plan: Parameters,
     trained: Any,
     frozen: Any,
-    out: pathlib.Path,
+    export: Export,
     *,
     form: str,
-    dtype: str,
-    max_shard_size: str,
-    facts: dict[str, Any],
-    exam: Exam | None,
-    name: str | None = None,
     base_name: str | None = None,
     revision: str | None = None,
 ) -> pathlib.Path:
@@ -103,38 +96,44 @@ def write_trained(
     if form == "adapter":
         assert plan.lora is not None
         write_adapter(
-            out,
+            export.out,
             lora=plan.lora,
             params=trained,
-            config=base.config,
+            base_params=None if plan.adapter is None else plan.adapter.base_params,
             base_name=base_name or str(base.path),
-            dtype=dtype,
-            tokenizer=base.tokenizer,
-            hf_config=base.hf_config,
-            generation_config=base.generation_config,
-            chat_template=base.chat_template,
-            stop_ids=base.template.stop_ids,
-            facts=facts,
+            dtype=export.dtype,
+            facts=export.facts,
             rslora=plan.rslora,
             source_config=_source_config(plan, revision),
-            name=name,
-            source=base.path,
+            name=export.name,
+            **_as_before(base),
         )
-        if exam is not None:
+        if export.exam is not None:
             jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
-            mesh = jax.tree.leaves(trained)[0].sharding.mesh
-            certify_adapter(out.expanduser().resolve(), base, plan, trained, exam, mesh=mesh, dtype=dtype)
-        return out
+            mesh, folder = jax.tree.leaves(trained)[0].sharding.mesh, export.out.expanduser().resolve()
+            certify_adapter(folder, base, plan, trained, export.exam, mesh=mesh, dtype=export.dtype)
+        return export.out
     params = joined(trained, frozen)
     if form == "merged":
         assert plan.lora is not None
         mesh = jax.tree.leaves(trained)[0].sharding.mesh
         jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
-        base, params, said = _merged(base, plan, trained, mesh, exam)
-        facts = facts | said
-    return write_export(
-        base, params, out, dtype=dtype, max_shard_size=max_shard_size, facts=facts, exam=exam, name=name
-    )
+        base, params, said = _merged(base, plan, trained, mesh, export.exam)
+        export = dataclasses.replace(export, facts=export.facts | said)
+    return write_export(base, params, export)
+
+
+def _as_before(base: Pretrained) -> dict[str, Any]:
+    """What every export has of its base as it was."""
+    return {
+        "config": base.config,
+        "tokenizer": base.tokenizer,
+        "hf_config": base.hf_config,
+        "generation_config": base.generation_config,
+        "chat_template": base.chat_template,
+        "stop_ids": base.template.stop_ids,
+        "source": base.path,
+    }
 
 
 def _source_config(plan: Parameters, revision: str | None) -> dict[str, Any] | None:
@@ -250,18 +249,22 @@ def export_workdir(
     after = Losses(**notes["after"]) if notes.get("after") and notes["after_step"] == found else None
     facts = training_facts(config, found, before, after)
     same_form = form == config.export.format
-    write_trained(
-        base,
-        plan,
-        trained,
-        {} if form == "merged" else plan.load_frozen(base, mesh),
-        out,
-        form=form,
+    export = Export(
+        out=out,
         dtype=dtype or (config.export.dtype if same_form else None) or export_dtype(form),
         max_shard_size=config.export.max_shard_size,
         facts=facts,
         exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
         name=name,
+    )
+    frozen = {} if form == "merged" else plan.load_frozen(base, mesh)
+    write_trained(
+        base,
+        plan,
+        trained,
+        frozen,
+        export,
+        form=form,
         base_name=config.model.path,
         revision=config.model.revision,
     )
@@ -307,58 +310,27 @@ def export_model(
     `dtype` None keeps the one that the model's config.json names; `certified` as for `export_workdir`. An `adapter` is
     merged into the model, or with `form` "adapter" written anew beside it.
     """
+    told = functools.partial(Export, out=out, max_shard_size=max_shard_size, name=name)
     mesh = make_mesh(MeshConfig())
-    if adapter is not None:
-        base = load_pretrained(source, revision=revision)
-        _write_adapted(base, adapter, mesh, out, form or "merged", dtype, max_shard_size, certified, name, source)
+    if adapter is None:
+        if form not in (None, "full"):
+            raise ValueError(f"--format {form} needs adapters; name them with --adapter, or choose full")
+        base = load_model(source, revision=revision, mesh=mesh)
+        exam, facts = make_exam(base) if certified else None, {"rewritten from": _public_name(source)}
+        write_export(base, base.params, told(dtype=dtype or _stored_dtype(base), facts=facts, exam=exam))
         return
-    if form not in (None, "full"):
-        raise ValueError(f"--format {form} needs adapters; name them with --adapter, or choose full")
-    base = load_model(source, revision=revision, mesh=mesh)
-    write_export(
-        base,
-        base.params,
-        out,
-        dtype=dtype or _stored_dtype(base),
-        max_shard_size=max_shard_size,
-        facts={"rewritten from": _public_name(source)},
-        exam=make_exam(base) if certified else None,
-        name=name,
-    )
-
-
-def _write_adapted(
-    base: Pretrained,
-    adapter: str,
-    mesh: Mesh,
-    out: pathlib.Path,
-    form: str,
-    dtype: str | None,
-    max_shard_size: str,
-    certified: bool,
-    name: str | None,
-    source: str,
-) -> None:
-    """An adapter and its base, as `export_model` writes them."""
     if form == "full":
         raise ValueError("--format full has no place for an adapter; choose merged or adapter")
+    form = form or "merged"
+    base = with_template_of(adapter, load_pretrained(source, revision=revision))
     plan = of_adapter(adapter, base)
     assert plan.adapter is not None
-    stored = plan.adapter.dtype if form == "adapter" else _stored_dtype(base)
-    write_trained(
-        base,
-        plan,
-        plan.load_adapter(mesh),
-        {} if form == "merged" else plan.load_frozen(base, mesh),
-        out,
-        form=form,
-        dtype=dtype or stored,
-        max_shard_size=max_shard_size,
-        facts={"base model": _public_name(source), "adapter": _public_name(adapter)},
-        exam=make_exam(base) if certified else None,
-        name=name,
-        base_name=plan.adapter.base_name or source,
-    )
+    dtype = dtype or (plan.adapter.dtype if form == "adapter" else _stored_dtype(base))
+    facts = {"base model": _public_name(source), "adapter": _public_name(adapter)}
+    export = told(dtype=dtype, facts=facts, exam=make_exam(base) if certified else None)
+    frozen = {} if form == "merged" else plan.load_frozen(base, mesh)
+    base_name = plan.adapter.base_name or source
+    write_trained(base, plan, plan.load_adapter(mesh), frozen, export, form=form, base_name=base_name)
 
 
 def _stored_dtype(base: Pretrained) -> str:

@@ -30,11 +30,12 @@ from jax_sft.disk import told_if_full
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.exam import make_exam
-from jax_sft.export import training_facts, write_trained
+from jax_sft.export import Export, training_facts, write_trained
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_configured
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
+from jax_sft.hf.save_adapter import check_form
 from jax_sft.hf.stored import weights_hash
 from jax_sft.manifest import write_manifest
 from jax_sft.memory_plan import device_limit, plan_memory
@@ -127,6 +128,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     for name, value in unread_by_transformers(base.hf_config).items():
         _log.info("config.json names %s = %s: transformers does not read it, and neither is it read here", name, value)
     plan = parameters(config, base)
+    if plan.lora is not None and config.export.format == "adapter":
+        check_form(plan.lora, plan.in_full, base.config)
     for line in plan.lines():
         _log.info(line)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
@@ -432,26 +435,29 @@ def _steps(
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
     jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
     name, private, form = config.export.push_to, config.export.push_private, config.export.format or "full"
-    export = write_trained(
-        run.base,
-        run.plan,
-        state.params,
-        run.frozen,
-        run.workdir / "export",
-        form=form,
+    export = Export(
+        out=run.workdir / "export",
         dtype=config.export.dtype or export_dtype(form),
         max_shard_size=config.export.max_shard_size,
         facts=training_facts(config, total, progress.before, progress.after),
         exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
         name=name,
+    )
+    folder = write_trained(
+        run.base,
+        run.plan,
+        state.params,
+        run.frozen,
+        export,
+        form=form,
         base_name=config.model.path,
         revision=config.model.revision,
     )
     if name is not None:
-        again = ["jax-sft", "export", "--workdir", run.workdir, "--out", export, "--push-to-hub", name]
+        again = ["jax-sft", "export", "--workdir", run.workdir, "--out", folder, "--push-to-hub", name]
         again = shlex.join([*map(str, again), *(["--private"] if private else [])])
-        _first_process_does(lambda: push(export, name, private=private, again=again), what="the push to the hub")
-    return Outcome(True, done, run.workdir, export, progress.before, progress.after)
+        _first_process_does(lambda: push(folder, name, private=private, again=again), what="the push to the hub")
+    return Outcome(True, done, run.workdir, folder, progress.before, progress.after)
 
 
 def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -11,8 +12,11 @@ import jax_sft
 from jax_sft.assistant import load_assistant
 from jax_sft.cli import main
 from jax_sft.export import export_model, export_workdir
+from jax_sft.hf.load import load_pretrained
 from jax_sft.hf.tensorfile import read_header
+from jax_sft.parameters import of_adapter, parameters
 from jax_sft.train_loop import train
+from tests.hf.family_cases import write_family
 from tests.tiny import CHATML, run_config, write_model
 
 PLAIN = CHATML.replace("\n", " ")
@@ -49,6 +53,40 @@ def test_several_adapters_share_a_base_and_each_speaks_for_itself(place: pathlib
         both.with_adapter("third")
 
 
+def test_a_broken_template_in_an_adapters_folder_is_named_there(place: pathlib.Path, tmp_path: pathlib.Path):
+    shutil.copytree(place / "one" / "export", tmp_path / "a")
+    file = tmp_path / "a" / "chat_template.jinja"
+    file.write_text("{% for m in messages %}", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"the chat template of {re.escape(str(file))} is not valid Jinja, line 1"):
+        load_assistant(str(place / "model"), adapters=[str(tmp_path / "a")])
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}: cannot be read"):
+        load_assistant(str(place / "model"), adapters=[str(tmp_path / "a")])
+    assert load_assistant(str(place / "model"), adapters=[str(tmp_path / "a")], chat_template="chatml")
+
+
+def test_a_run_whose_adapter_could_not_be_written_ends_before_it_starts(place: pathlib.Path, tmp_path: pathlib.Path):
+    write_family(tmp_path / "model", "starcoder2")
+    said = (f"model.path={tmp_path / 'model'}", "model.chat_template=chatml", "lora.rank=2", "lora.base=float32")
+    config = run_config(place, *said, r"lora.modules_to_save=('model\\.norm\\.weight',)", *ROWS_ALONE)
+    with pytest.raises(ValueError, match=r"PEFT saves model.norm as a whole, .*export.format = 'merged'"):
+        train(config, tmp_path / "run", command="")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+
+
+def test_a_tied_embedding_trained_in_full_under_an_adapted_head_comes_back_as_it_left(
+    place: pathlib.Path, tmp_path: pathlib.Path
+):
+    said = ("lora.rank=2", "lora.base=float32", "lora.targets=('head',)", "lora.modules_to_save=('embeddings',)")
+    config = run_config(place, *said, "train.steps=2", "export.certify=True", *ROWS_ALONE)
+    train(config, tmp_path / "run", command="")  # PEFT agrees, where it is installed
+    base = load_pretrained(place / "model")
+    before, again = parameters(config, base), of_adapter(str(tmp_path / "run" / "export"), base)
+    assert again.in_full == before.in_full == {"embed_VD"}
+    assert again.lora == before.lora
+    assert not again.adapter.base_params
+
+
 def test_eval_compares_an_adapter_with_its_base(place: pathlib.Path, tmp_path: pathlib.Path):
     model, (one, two) = str(place / "model"), of(place, "one", "two")
     data, out = str(place / "validation.jsonl"), tmp_path / "out.json"
@@ -76,6 +114,9 @@ def test_an_adapter_written_anew_is_the_same_file_and_merged_has_the_dtype_of_it
     names = [json.loads((pathlib.Path(f) / "adapter_config.json").read_text()) for f in (one, tmp_path / "again")]
     assert names[0]["base_model_name_or_path"] == names[1]["base_model_name_or_path"] == str(place / "model")
     export_model(str(place / "model"), tmp_path / "merged", adapter=one, certified=True)
+    for form in ("adapter", "merged"):  # the second has a chat template of its own
+        export_model(str(place / "model"), tmp_path / "two", adapter=of(place, "two")[0], form=form, certified=False)
+        assert (tmp_path / "two" / "chat_template.jinja").read_text(encoding="utf-8") == PLAIN
     assert {e.dtype for e in read_header(tmp_path / "merged" / "model.safetensors").values()} == {"F32"}
     merged = load_assistant(str(tmp_path / "merged"))
     beside = load_assistant(str(place / "model"), adapters=[one])

@@ -294,8 +294,8 @@ def test_the_parameters_are_given_up_before_the_folder_is_read_back(place, tmp_p
 
     without_transformers(monkeypatch)
     monkeypatch.setattr(certificate, "load_params", load)
-    options = {"dtype": "float32", "max_shard_size": "5GB", "facts": {}}
-    write_export(base, base.params, tmp_path / "out", exam=make_exam(base), **options)
+    told = export.Export(out=tmp_path / "out", dtype="float32", facts={}, exam=make_exam(base))
+    write_export(base, base.params, told)
     assert seen and all(seen)
     assert read(tmp_path / "out")["verdict"] == "passed"
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken
 
 from jax_sft.config import MeshConfig
-from jax_sft.export import write_export
+from jax_sft.export import Export, write_export
 from jax_sft.hf.load import Pretrained, load_model, load_params, load_pretrained
 from jax_sft.model.decoder import abstract_params
 from jax_sft.sharding import make_mesh, shard_params
@@ -214,9 +214,7 @@ def test_added_tokens_that_the_model_has_no_embedding_for_are_left_out(tmp_path:
         assert loaded.tokenizer(text).input_ids == base.tokenizer(text).input_ids
     assert loaded.tokenizer.decode(loaded.tokenizer("a <image> b").input_ids) == "a <image> b"
     export_again = load_model(tmp_path / "m")
-    write_export(
-        export_again, export_again.params, tmp_path / "out", dtype="float32", max_shard_size="5GB", facts={}, exam=None
-    )
+    write_export(export_again, export_again.params, Export(out=tmp_path / "out", dtype="float32", facts={}, exam=None))
     assert load_pretrained(tmp_path / "out").tokenizer.get_vocab() == vocabulary
 
 
@@ -365,7 +363,7 @@ def test_new_tokens_get_the_mean_row_and_the_rest_stays(tmp_path: pathlib.Path, 
 def test_new_tokens_leave_with_the_export_and_come_back(tmp_path: pathlib.Path):
     write_folder(tmp_path / "m", TINY, tensors(TINY))
     base = load_model(tmp_path / "m", new_tokens=[f"<|new_{i}|>" for i in range(20)])
-    write_export(base, base.params, tmp_path / "out", dtype="float32", max_shard_size="5GB", facts={}, exam=None)
+    write_export(base, base.params, Export(out=tmp_path / "out", dtype="float32", facts={}, exam=None))
     back = load_model(tmp_path / "out")
     assert back.config == base.config
     assert back.tokenizer.get_vocab() == base.tokenizer.get_vocab()
