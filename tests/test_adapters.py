@@ -1,5 +1,6 @@
 """Adapters at the doors: several on one base, written anew, merged, and refused where they do not belong."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -14,9 +15,11 @@ from jax_sft.cli import main
 from jax_sft.export import export_model, export_workdir
 from jax_sft.hf.load import load_pretrained
 from jax_sft.hf.tensorfile import read_header
+from jax_sft.model.lora import Target
 from jax_sft.parameters import of_adapter, parameters
 from jax_sft.train_loop import train
 from tests.hf.family_cases import write_family
+from tests.hf.peft_cases import random_adapter, write
 from tests.tiny import CHATML, run_config, write_model
 
 PLAIN = CHATML.replace("\n", " ")
@@ -99,8 +102,12 @@ def test_eval_compares_an_adapter_with_its_base(place: pathlib.Path, tmp_path: p
 
 def test_chat_answers_with_an_adapter(place: pathlib.Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--prompt", "count to 3", "--greedy", "--max-new-tokens", "4"]
-    assert main(["chat", "--model", str(place / "model"), "--adapter", *of(place, "one"), *flags]) == 0
-    expected = jax_sft.load(place / "model", adapters=of(place, "one")).answer("count to 3", max_new_tokens=4).text
+    assert main(["chat", "--model", str(place / "model"), "--adapter", *of(place, "two"), *flags]) == 0
+    expected, alone = (
+        jax_sft.load(place / "model", adapters=adapters).answer("count to 3", max_new_tokens=4).text
+        for adapters in (of(place, "two"), ())
+    )
+    assert expected != alone
     assert capsys.readouterr().out.strip() == expected
 
 
@@ -122,6 +129,19 @@ def test_an_adapter_written_anew_is_the_same_file_and_merged_has_the_dtype_of_it
     beside = load_assistant(str(place / "model"), adapters=[one])
     losses = [model.losses([str(place / "validation.jsonl")])[0].loss for model in (merged, beside)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_what_an_adapter_holds_of_its_base_is_written_anew_with_it(place: pathlib.Path, tmp_path: pathlib.Path):
+    base = load_pretrained(place / "model")
+    adapter = random_adapter(base.config, Target(path="embed_VD", ranks=(2,), scales=(1.0,)))
+    table = np.ones((base.config.vocab_rows, base.config.width), np.float32)  # not the base's own any more
+    adapter = dataclasses.replace(adapter, base_params={"embed_VD": table})
+    said = {"config": base.config, "tokenizer": base.tokenizer, "hf_config": base.hf_config}
+    write(tmp_path / "a", "llama", adapter, chat_template=base.chat_template, **said)
+    export_model(str(place / "model"), tmp_path / "b", adapter=str(tmp_path / "a"), form="adapter", certified=False)
+    first, second = (tmp_path / name / "adapter_model.safetensors" for name in "ab")
+    assert "base_model.model.model.embed_tokens.base_layer.weight" in read_header(first)
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_export_takes_one_adapter_and_a_form_that_fits(
