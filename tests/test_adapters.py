@@ -136,12 +136,15 @@ def test_what_an_adapter_holds_of_its_base_is_written_anew_with_it(place: pathli
     adapter = random_adapter(base.config, Target(path="embed_VD", ranks=(2,), scales=(1.0,)))
     table = np.ones((base.config.vocab_rows, base.config.width), np.float32)  # not the base's own any more
     adapter = dataclasses.replace(adapter, base_params={"embed_VD": table})
-    said = {"config": base.config, "tokenizer": base.tokenizer, "hf_config": base.hf_config}
+    more = {"eva_config": {"rho": 2}, "r": 1, "lora_alpha": 1}
+    said = {"source_config": more, "config": base.config, "tokenizer": base.tokenizer, "hf_config": base.hf_config}
     write(tmp_path / "a", "llama", adapter, chat_template=base.chat_template, **said)
     export_model(str(place / "model"), tmp_path / "b", adapter=str(tmp_path / "a"), form="adapter", certified=False)
     first, second = (tmp_path / name / "adapter_model.safetensors" for name in "ab")
     assert "base_model.model.model.embed_tokens.base_layer.weight" in read_header(first)
     assert first.read_bytes() == second.read_bytes()
+    first, second = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in "ab")
+    assert first == second and first["eva_config"] == {"rho": 2}
 
 
 def test_export_takes_one_adapter_and_a_form_that_fits(
