@@ -71,7 +71,7 @@ def test_a_broken_template_in_an_adapters_folder_is_named_there(place: pathlib.P
 def test_a_run_whose_adapter_could_not_be_written_ends_before_it_starts(place: pathlib.Path, tmp_path: pathlib.Path):
     write_family(tmp_path / "model", "starcoder2")
     said = (f"model.path={tmp_path / 'model'}", "model.chat_template=chatml", "lora.rank=2", "lora.base=float32")
-    config = run_config(place, *said, r"lora.modules_to_save=('model\\.norm\\.weight',)", *ROWS_ALONE)
+    config = run_config(place, *said, r"lora.modules_to_save=('model\\.norm\\.weight',)")
     with pytest.raises(ValueError, match=r"PEFT saves model.norm as a whole, .*export.format = 'merged'"):
         train(config, tmp_path / "run", command="")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
@@ -81,7 +81,7 @@ def test_a_tied_embedding_trained_in_full_under_an_adapted_head_comes_back_as_it
     place: pathlib.Path, tmp_path: pathlib.Path
 ):
     said = ("lora.rank=2", "lora.base=float32", "lora.targets=('head',)", "lora.modules_to_save=('embeddings',)")
-    config = run_config(place, *said, "train.steps=2", "export.certify=True", *ROWS_ALONE)
+    config = run_config(place, *said, "train.steps=2", "export.certify=True")
     train(config, tmp_path / "run", command="")  # PEFT agrees, where it is installed
     base = load_pretrained(place / "model")
     before, again = parameters(config, base), of_adapter(str(tmp_path / "run" / "export"), base)
