@@ -168,6 +168,10 @@ class Checkpoints:
 
         return self._newest_whole(load, steps if step is None else [step])
 
+    def fingerprint_of(self, step: int) -> dict[str, Any]:
+        """The fingerprint of the run that saved a step."""
+        return self._host_notes(step)["fingerprint"]
+
     def reached_preemption(self, step: int) -> bool:
         """Whether the machine is about to be taken away; the same answer at the same step on every process.
 

@@ -244,7 +244,7 @@ def export_workdir(
             )
     found, trained, notes = checkpoints.restore_params(shape, step=step)
     checkpoints.close()
-    _check_still_the_same(workdir, plan, base, notes)
+    _check_still_the_same(workdir, plan, base, checkpoints.fingerprint_of(found))
     before = Losses(**notes["before"]) if notes.get("before") else None
     after = Losses(**notes["after"]) if notes.get("after") and notes["after_step"] == found else None
     facts = training_facts(config, found, before, after)
@@ -271,8 +271,11 @@ def export_workdir(
     return found
 
 
-def _check_still_the_same(workdir: pathlib.Path, plan: Parameters, base: Pretrained, notes: dict[str, Any]) -> None:
+def _check_still_the_same(workdir: pathlib.Path, plan: Parameters, base: Pretrained, saved: dict[str, Any]) -> None:
     """What a checkpoint does not hold is what it was: the base, and how adapters count.
+
+    Args:
+        saved: the fingerprint of the run.
 
     Raises:
         ValueError: it is not.
@@ -280,13 +283,13 @@ def _check_still_the_same(workdir: pathlib.Path, plan: Parameters, base: Pretrai
     if plan.lora is None and not plan.frozen_layers:
         return
     found = weights_hash(base.path)
-    if notes.get("base_weights", found) != found:
+    if saved["model.weights"] != found:
         raise ValueError(
-            f"{workdir}: was trained on other weights ({notes['base_weights'][:8]}) than {base.path} holds now "
+            f"{workdir}: was trained on other weights ({saved['model.weights'][:8]}) than {base.path} holds now "
             f"({found[:8]}); bring those back, in files of any kind that hold the same numbers, or start the training "
             "again with model.path or model.revision naming them, which writes its export anew"
         )
-    if notes.get("trained", plan.fingerprint) != plan.fingerprint:
+    if any(saved.get(key) != value for key, value in plan.fingerprint.items()):
         raise ValueError(
             f"{workdir}: the adapter that the run went on from has changed since, and with it what the trained one "
             "means; bring it back as it was"

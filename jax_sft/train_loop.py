@@ -163,7 +163,6 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             progress.compare_validation(validation_set.fingerprint if validation_set else None)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
-        progress.base_weights, progress.trained = fingerprint["model.weights"], plan.fingerprint
         run = _Run(
             config=config,
             workdir=workdir,
@@ -334,10 +333,7 @@ class _Progress:
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
     validation: str | None = None  # fingerprint of the set that the losses belong to
-    # The model that the checkpoint belongs to, which one of adapters is nothing without, and what is trained of it.
-    base: str = ""
-    base_weights: str = ""  # its hash
-    trained: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: str = ""  # the model that the checkpoint belongs to, which one of adapters is nothing without
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
