@@ -123,7 +123,6 @@ class Assistant:
             packing=config.packing,
             sources=dataset.sources,
             seed=None,
-            epochs=1,
         )
         with jax.set_mesh(self.mesh), told_if_short("losses"):
             step = make_eval_step(

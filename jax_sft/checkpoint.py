@@ -112,6 +112,10 @@ class Checkpoints:
             self.wait()
         return True
 
+    def note_loss(self, step: int, loss: float) -> None:
+        """The validation loss of a step that was saved before it was evaluated; the next start must be told again."""
+        self._losses[step] = loss
+
     def wait(self) -> None:
         """Block until the save in the background is on disk and sealed.
 

@@ -291,26 +291,20 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
-    from jax_sft.data.loader import Loader
     from jax_sft.hf.load import load_configured
+    from jax_sft.run_data import epoch_loader
 
     base = load_configured(run.model, seed=run.seed)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
-    for name, paths in (("train", run.data.train), ("validation", run.data.validation)):
+    for name, paths in (("train", run.data.sets or run.data.train), ("validation", run.data.validation)):
         if not paths:
             continue
         dataset = tokenize(run.data, paths, base.template, cache_dir=cache)
         check_context(dataset, base.config.max_positions, name=f"data.{name}")
-        loader = Loader(
-            dataset,
-            batch_size=run.train.batch_size,
-            max_length=run.data.max_length,
-            packing=run.data.packing,
-            sources=dataset.sources,
-            seed=run.seed,
-            epochs=1,
-        )
+        loader = epoch_loader(run, dataset, is_mixed=name == "train")
         print(show.terminal_report(dataset, loader, title=name))
+        for line in loader.mixture_lines():
+            print(line)
         if name != "train":
             continue
         print(show.show_sequences(dataset, base.tokenizer, options.show))
@@ -443,7 +437,10 @@ def _eval_config(options: argparse.Namespace, overrides: list[str]) -> tuple[con
     """
     keys = [override.partition("=")[0] for override in overrides]
     for key in keys:
-        if key in configs.known_keys() and (key in {*_EVAL_FLAGS, "data.cache"} or not key.startswith("data.")):
+        of_several = key.startswith(("stages.", "data.sets."))
+        if of_several or (
+            key in configs.known_keys() and (key in {*_EVAL_FLAGS, "data.cache"} or not key.startswith("data."))
+        ):
             way_out = f"set {_EVAL_FLAGS[key]} instead" if key in _EVAL_FLAGS else "leave it out"
             raise ValueError(f"--config.{key}: eval does not read this key; {way_out}")
     if options.max_length and "data.max_length" in keys:

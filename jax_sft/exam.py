@@ -25,6 +25,7 @@ from jax_sft.config import DataConfig
 from jax_sft.data.chat import to_sequences
 from jax_sft.data.conversation import Account
 from jax_sft.data.formats import read_conversations
+from jax_sft.data.source import parts_of
 from jax_sft.evaluate.answers import Messages, check_messages, up_to_last_question
 from jax_sft.hf.load import Pretrained
 from jax_sft.model.decoder import build
@@ -74,17 +75,17 @@ def make_exam(base: Pretrained, data: DataConfig | None = None, prompts: Sequenc
 def _make_exam(base: Pretrained, data: DataConfig | None, prompts: Sequence[str]) -> Exam:
     rows: list[tuple[int, ...]] = []
     origin, asked = "texts of the certificate's own", None
-    paths = () if data is None else data.validation or data.train
     if data is not None:
+        parts = parts_of(data.validation or data.sets or data.train)
         try:
-            for conversation in itertools.islice(read_conversations(data, paths, Account()), 16 * _ROWS):
+            for conversation in itertools.islice(read_conversations(data, parts, Account()), 16 * _ROWS):
                 found = to_sequences(conversation, base.template, data, Account())
                 rows += [tuple(map(int, s.tokens_T[:_ROW_TOKENS])) for s in found]
                 if found and asked is None:
                     asked = _askable(base, up_to_last_question(conversation))
                 if len(rows) >= _ROWS:
                     break
-            origin = ", ".join(paths) if rows else origin
+            origin = ", ".join(path for part in parts for path in part.paths) if rows else origin
         except (ValueError, OSError) as error:
             _log.info("certificate: the data cannot be read again (%s); texts of its own take their place", error)
     if not rows:

@@ -179,7 +179,7 @@ def training_facts(config: RunConfig, total_steps: int, before: Losses | None, a
     """What the model card says of the training."""
     facts: dict[str, Any] = {
         "base model": _public_name(config.model.path),
-        "training data": ", ".join(map(_public_name, config.data.train)),
+        "training data": ", ".join(config.data.sets or map(_public_name, config.data.train)),
         "steps": total_steps,
         "packed rows per step": config.train.batch_size,
         "row length": config.data.max_length,

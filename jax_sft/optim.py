@@ -5,6 +5,7 @@ transformation whose `update` takes `step=`, so that the rate that is logged is 
 Follows Loshchilov and Hutter (arXiv 1711.05101); `wsd` is warmup, stable, decay (arXiv 2404.06395).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -22,8 +23,11 @@ Schedule = Callable[[Any], jax.Array]
 _NOT_DECAYED = ("norm", "bias", "sinks", "magnitude", "a_start", "b_start")
 
 
-def schedule(config: OptimConfig, total_steps: int) -> Schedule:
+def schedule(config: OptimConfig, total_steps: int, *, stages: Sequence[tuple[int, float | None]] = ()) -> Schedule:
     """The learning rate of step 0 .. total_steps - 1; `total_steps` includes warmup, `config.lr` is set.
+
+    With `stages`, the steps of each (together `total_steps`) and its rate (None: that of the config), each has a whole
+    curve of its own.
 
         rate  lr      ____
                      /    \\_        step s of a warmup of W steps has lr (s + 1) / (W + 1): the first is not wasted
@@ -35,6 +39,11 @@ def schedule(config: OptimConfig, total_steps: int) -> Schedule:
     Raises:
         ValueError: warmup and decay do not fit into the run.
     """
+    if stages:
+        return _one_after_the_other(
+            [schedule(config if lr is None else dataclasses.replace(config, lr=lr), steps) for steps, lr in stages],
+            [steps for steps, _ in stages],
+        )
     warmup, final, kind = config.warmup_steps, config.final_lr_ratio, config.schedule
     if warmup >= total_steps:
         raise ValueError(
@@ -70,11 +79,24 @@ def schedule(config: OptimConfig, total_steps: int) -> Schedule:
     return rate
 
 
+def _one_after_the_other(rates: Sequence[Schedule], steps: Sequence[int]) -> Schedule:
+    def rate(step: Any) -> jax.Array:
+        step, start = jnp.asarray(step), 0
+        found = rates[0](step)
+        for before, later in zip(steps, rates[1:], strict=False):
+            start += before
+            found = jnp.where(step >= start, later(step - start), found)
+        return found
+
+    return rate
+
+
 def optimizer(
     config: OptimConfig,
     total_steps: int,
     abstract_params: Any,
     *,
+    stages: Sequence[tuple[int, float | None]] = (),
     b_lr_ratio: float = 1.0,
     frozen_layers: Mapping[str, Sequence[bool]] = MappingProxyType({}),
 ) -> optax.GradientTransformationExtraArgs:
@@ -85,6 +107,7 @@ def optimizer(
 
     Args:
         abstract_params: the trainable tree (arrays or ShapeDtypeStructs): its names decide who decays.
+        stages: see `schedule`.
         b_lr_ratio: the second factors of adapters learn this many times as fast (LoRA+, arXiv 2402.12354), but for
             those of embeddings; see `is_second_factor`.
         frozen_layers: which layers of a stacked parameter stay as they are, by its dotted path.
@@ -95,7 +118,7 @@ def optimizer(
         clip,
         _adam(config, abstract_params),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        _scale_by_rate_of_step(schedule(config, total_steps)),
+        _scale_by_rate_of_step(schedule(config, total_steps, stages=stages)),
         *([] if b_lr_ratio == 1 else [_scaled(lambda path, _: b_lr_ratio if is_second_factor(path) else None)]),
         *([] if not frozen_layers else [_scaled(lambda path, like: moves(path, like, frozen_layers))]),
     )

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jax_sft.data.loader import Loader
+from jax_sft.loss import Tally
 from jax_sft.metrics import MFU, Metrics, peak_flops
 from jax_sft.train_step import StepMetrics
 
@@ -95,6 +96,9 @@ class StepLog:
             "grad_norm": float(grad_norm),
             "epoch": self._loader.epoch_of(done),
         }
+        if len(self._loader.stage_ends) > 1:
+            values["stage"] = self._loader.stage_of(step)
+        values |= _by_source(tally, self._loader.sources, weight) if len(self._loader.sources) > 1 else {}
         if not self._marks:
             values["seconds_to_first_step"] = time.perf_counter() - self._started
         values |= self._speed(self._loader.lengths(step).astype(np.int64), int(np.sum(tally.tokens)))
@@ -144,3 +148,12 @@ class StepLog:
         if self._nonfinite == "stop":
             raise NonFiniteLossError(message)
         _log.warning(message)
+
+
+def _by_source(tally: Tally, sources: Sequence[str], weight: float) -> dict[str, float]:
+    """Loss and accuracy of each source that the step had, and its share of the step's weight."""
+    shares = dict(zip(sources, np.asarray(tally.weight, np.float64) / (weight or 1), strict=True))
+    values = {}
+    for name, means in tally.by_source(sources).items():
+        values |= {f"loss/{name}": means["loss"], f"accuracy/{name}": means["accuracy"], f"share/{name}": shares[name]}
+    return values

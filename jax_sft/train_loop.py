@@ -17,14 +17,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, export_dtype
-from jax_sft.data.chat import ChatTemplate
-from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.disk import told_if_full
 from jax_sft.evaluate.answers import answer
@@ -36,7 +35,6 @@ from jax_sft.hf.load import Pretrained, load_configured
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.hf.save_adapter import check_form
-from jax_sft.hf.stored import weights_hash
 from jax_sft.manifest import write_manifest
 from jax_sft.memory_plan import device_limit, plan_memory
 from jax_sft.metrics import Metrics
@@ -45,6 +43,7 @@ from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
 from jax_sft.parameters import Parameters, joined, parameters
+from jax_sft.run_data import load_sets, rates, resume_fingerprint, training_loader, validation_loader
 from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
@@ -87,6 +86,7 @@ class _Run:
     loader: Loader
     validation: Loader | None
     checkpoints: Checkpoints
+    tx: optax.GradientTransformationExtraArgs
     train_step: jax.stages.Wrapped
     eval_step: Callable[..., Any]
     lr_at: Callable[[Any], Any]
@@ -134,7 +134,9 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         _log.info(line)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
-    loader = _training_loader(config, train_set, sources)
+    loader = training_loader(config, train_set, sources)
+    for line in loader.mixture_lines():
+        _log.info(line)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
 
     with jax.set_mesh(mesh):
@@ -144,6 +146,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             config.optim,
             loader.total_steps,
             params_shape,
+            stages=rates(config, loader),
             b_lr_ratio=config.lora.b_lr_ratio,
             frozen_layers=plan.frozen_layers,
         )
@@ -173,8 +176,9 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             graphdef=graphdef,
             sources=sources,
             loader=loader,
-            validation=_validation_loader(config, validation_set, sources) if validation_set else None,
+            validation=validation_loader(config, validation_set, sources) if validation_set else None,
             checkpoints=checkpoints,
+            tx=tx,
             train_step=make_train_step(
                 graphdef,
                 tx,
@@ -189,7 +193,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             eval_step=make_eval_step(
                 graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
             ),
-            lr_at=schedule(config.optim, loader.total_steps),
+            lr_at=schedule(config.optim, loader.total_steps, stages=rates(config, loader)),
         )
         if jax.process_index() == 0:
             write_manifest(
@@ -260,68 +264,6 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def load_sets(
-    config: RunConfig, template: ChatTemplate, workdir: pathlib.Path, *, max_positions: int
-) -> tuple[TokenizedSet, TokenizedSet | None]:
-    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir."""
-    cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
-    sets = []
-    for name, paths in (("train", config.data.train), ("validation", config.data.validation)):
-        found = tokenize(config.data, paths, template, cache_dir=cache) if paths else None
-        if found is not None:
-            check_context(found, max_positions, name=f"data.{name}")
-            for line in found.account.lines():
-                _log.info("%s: %s", name, line)
-        sets.append(found)
-    return sets[0], sets[1]
-
-
-def _training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
-    return Loader(
-        train_set,
-        batch_size=config.train.batch_size,
-        max_length=config.data.max_length,
-        packing=config.data.packing,
-        sources=sources,
-        seed=config.seed,
-        epochs=config.train.epochs,
-        steps=config.train.steps,
-    )
-
-
-def _validation_loader(config: RunConfig, validation_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
-    """One pass over the validation set in a fixed order, in batches of a micro-batch's size."""
-    return Loader(
-        validation_set,
-        batch_size=config.train.batch_size // config.train.accumulation,
-        max_length=config.data.max_length,
-        packing=config.data.packing,
-        sources=sources,
-        seed=None,
-        epochs=1,
-    )
-
-
-def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
-    """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
-    # What the data's hash is made of is said beside it, so that a difference has a name.
-    options = {f"data.{name}": getattr(config.data, name) for name in OPTIONS}
-    return options | {
-        "model": dataclasses.asdict(base.config),
-        "model.weights": weights_hash(base.path),
-        "model.dtype": config.model.dtype,
-        **({"model.new_rows": config.model.new_rows} if base.new_ids else {}),
-        "data": train_set.fingerprint,
-        "data.max_length": config.data.max_length,
-        "data.packing": config.data.packing,
-        "seed": config.seed,
-        "train.batch_size": config.train.batch_size,
-        "train.epochs": config.train.epochs,
-        "train.steps": config.train.steps,
-        **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
-    }
-
-
 @dataclasses.dataclass
 class _Progress:
     """What the host must remember from start to start; travels with every checkpoint."""
@@ -332,6 +274,7 @@ class _Progress:
     best_loss: float | None = None
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
+    late_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # of such steps: not in their checkpoints
     validation: str | None = None  # fingerprint of the set that the losses belong to
     base: str = ""  # the model that the checkpoint belongs to, which one of adapters is nothing without
 
@@ -376,7 +319,12 @@ def _steps(
         _log_memory_plan(run, state, start_step)
     if start_step in (0, progress.owed_step):
         progress.evaluate(run, state.params, metrics, start_step)
+        if start_step and progress.after is not None:
+            progress.late_losses[str(start_step)] = progress.after.loss
         signals.stop_if_received()
+    for step, loss in progress.late_losses.items():
+        run.checkpoints.note_loss(int(step), loss)
+    state = _at_stage(run, state, progress, start_step)
     log = StepLog(
         metrics,
         loader=run.loader,
@@ -404,8 +352,9 @@ def _steps(
             log.pend(step, measured)
 
             stop = signals.received or run.checkpoints.reached_preemption(done)
-            evaluate_now = done == total or _is_due(done, config.evaluate.every_steps)
-            save_now = stop or done == total or _is_due(done, config.checkpoint.every_steps)
+            stage_ends = done in run.loader.stage_ends
+            evaluate_now = stage_ends or _is_due(done, config.evaluate.every_steps)
+            save_now = stop or stage_ends or _is_due(done, config.checkpoint.every_steps)
             if not (evaluate_now or save_now):
                 continue
             progress.skipped_steps += log.finish_pending(bar)
@@ -419,6 +368,8 @@ def _steps(
                     loss = progress.after.loss if progress.after and progress.after_step == done else None
                     run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
                     stop = stop or signals.received  # it came during the evaluation, and this step is saved
+                if not stop:
+                    state = _at_stage(run, state, progress, done)
             if stop:
                 run.checkpoints.wait()
                 break
@@ -454,6 +405,31 @@ def _steps(
         again = shlex.join([*map(str, again), *(["--private"] if private else [])])
         _first_process_does(lambda: push(folder, name, private=private, again=again), what="the push to the hub")
     return Outcome(True, done, run.workdir, folder, progress.before, progress.after)
+
+
+def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> TrainState:
+    """What the stage that begins after `done` steps starts from; the state as it is where none begins there.
+
+    From the best weights so far the optimizer starts anew: its moments are those of other weights.
+    """
+    stages = run.config.stages
+    if done not in run.loader.stage_ends[:-1]:
+        return state
+    number = run.loader.stage_of(done)
+    stage = stages[number]
+    _log.info("step %d: stage %d of %d begins%s", done, number, len(stages), f", {stage.name}" if stage.name else "")
+    if stage.start == "last":
+        return state
+    run.checkpoints.wait()
+    params, after = state.params, progress.after if progress.after_step == done else None
+    best = done if after is not None and after.loss == progress.best_loss else run.checkpoints.best_step
+    jax.tree.map(lambda x: x.delete(), state.opt_state)
+    if best is not None and best != done:
+        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        jax.tree.map(lambda x: x.delete(), params)
+        best, params, _ = run.checkpoints.restore_params(shape, step=best)
+    _log.info("it starts from the weights of step %s, which have the lowest validation loss", best)
+    return dataclasses.replace(init_state(params, run.tx, run.mesh), step=state.step)
 
 
 def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:

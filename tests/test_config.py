@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,12 +28,13 @@ def problems(config, overrides=()):
 def test_default_config_holds_every_key_of_the_dataclasses():
     def keys(tree, prefix=""):
         for name, value in tree.items():
-            if isinstance(value, dict) and name not in ("columns", "rank_pattern", "alpha_pattern"):
+            if isinstance(value, dict) and name not in ("columns", "sets", "rank_pattern", "alpha_pattern"):
                 yield from keys(value, f"{prefix}{name}.")
             else:
                 yield prefix + name
 
-    assert sorted(keys(configs.default().to_dict())) == sorted(configs.known_keys())
+    alone = {key for key in configs.known_keys() if "<" not in key}
+    assert set(keys(configs.default().to_dict())) == alone | {"data.sets", "stages"}
 
 
 def test_a_good_config_becomes_frozen_dataclasses():
@@ -323,3 +325,87 @@ def test_adapters_learn_ten_times_as_fast_and_leave_as_they_were_trained():
     merged = configs.from_config_dict(plain, ["lora.rank=8", "export.format=merged"])
     assert merged.export.dtype == "bfloat16"
     assert configs.from_config_dict(plain, ["lora.rank=8", "lora.layers=0-3, 7"]).lora.layers == "0-3, 7"
+
+
+def test_sets_and_stages_are_sections_by_name_and_by_number(tmp_path):
+    config = configs.default()
+    config.model.path, config.data.sets = "m", {"law": {"paths": ("a.jsonl",)}, "chat": {"paths": ["b.jsonl"]}}
+    config.stages = ({"name": "short", "steps": 5}, {"name": "all", "epochs": 1})
+    overrides = ["data.sets.law.weight=3", "data.sets.chat.weight=0.5", "stages.1.weights.law=2", "stages.0.lr=1e-3"]
+    run = configs.from_config_dict(config, overrides)
+    assert run.data.sets["law"] == configs.SetConfig(paths=("a.jsonl",), weight=3.0)
+    assert run.data.sets["chat"] == configs.SetConfig(paths=("b.jsonl",), weight=0.5)
+    assert run.stages[0] == configs.StageConfig(name="short", steps=5, lr=1e-3)
+    assert run.stages[1] == configs.StageConfig(name="all", epochs=1.0, weights={"law": 2.0})
+    assert configs.from_config_dict(run.to_dict()) == run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.sets.law.wieght=3"], "data.sets.law.wieght is not a config key; did you mean data.sets.<name>.weight?"),
+        (["data.sets.law=3"], "data.sets.law is a section; set one of its keys"),
+        (["data.sets=3"], "data.sets = 3 is not a mapping of names to sections"),
+        (["stages=3"], "stages = 3 is not a list of sections"),
+        (["stages.2.lr=1e-3"], "stages.2.lr: there is no number 2; they are counted from 0, and there are 0"),
+        (["data.sets.law.weight=much"], "data.sets.law.weight = 'much' is not a number or None"),
+    ],
+)
+def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
+    config = configs.default()
+    config.model.path, config.data.train, config.train.steps = "m", ("a.jsonl",), 3
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        configs.from_config_dict(config, overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": ("a",), "sets": {"x": {"paths": ("b",)}}}}, "data.train and data.sets are both set"),
+        ({"data": {"sets": {"x": {}}}}, "data.sets.x.paths is empty; name at least one file"),
+        (
+            {"data": {"sets": {"x": {"paths": ("b",), "weight": 1, "count": 3}}}},
+            "data.sets.x: weight and count both say",
+        ),
+        ({"data": {"sets": {"x": {"paths": ("b",), "cap": 0}}}}, "data.sets.x.cap = 0 must be greater than 0"),
+        ({"data": {"train": ("a",), "temperature": 2.0}}, "data.temperature belongs to data.sets, which is empty"),
+        (
+            {"data": {"temperature": 2.0, "sets": {"x": {"paths": ("b",), "count": 3}}}},
+            "data.sets.x.count and data.temperature both say how much is drawn",
+        ),
+        (
+            {"data": {"sets": {"x": {"paths": ("b",), "weight": 1}, "y": {"paths": ("c",)}}}},
+            "data.sets: x has a weight and y has none; weigh all of them, or none",
+        ),
+        ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
+        ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),
+        ({"train": {}, "stages": [{}]}, "stages.0.steps and stages.0.epochs: neither is set"),
+        (
+            {"train": {}, "stages": [{"steps": 3, "weights": {"laww": 1.0}}]},
+            "stages.0.weights.laww: there is no set laww",
+        ),
+        (
+            {"train": {}, "stages": [{"steps": 3, "start": "best"}]},
+            "stages.0.start = 'best': there is no stage before it",
+        ),
+        (
+            {"train": {}, "stages": [{"steps": 3}, {"steps": 3, "start": "best"}]},
+            "stages.1.start = 'best' is chosen by the validation loss; set data.validation",
+        ),
+        (
+            {"train": {}, "optim": {"warmup_steps": 4}, "stages": [{"steps": 9}, {"steps": 4}]},
+            "optim.warmup_steps = 4 but stages.1.steps = 4",
+        ),
+        (
+            {
+                "train": {},
+                "data": {"sets": {"x": {"paths": ("b",)}}},
+                "stages": [{"steps": 3, "weights": {"x": 0.0}}],
+            },
+            "stages.0.weights: all are 0",
+        ),
+    ],
+)
+def test_what_is_said_of_sets_and_stages_is_checked_at_the_door(changes, message):
+    config = {"model": {"path": "m"}, "data": {"train": ("a",)}, "train": {"steps": 5}, **changes}
+    assert message in problems(config)

@@ -33,7 +33,7 @@ FLOORS = {
         "progress",
         "signals",
     },  # the verbs
-    3: {"train_loop", "certificate", "exam", "export", "assistant", "chat"},  # the story: side effects
+    3: {"run_data", "train_loop", "certificate", "exam", "export", "assistant", "chat"},  # the story: side effects
     4: {"cli", "__main__", "__init__"},  # the doors
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -45,11 +45,11 @@ SIDEWAYS = {
     "checkpoint": {"progress", "seal"},
     "parameters": {"hf"},
     "evaluate": {"generate", "loss"},
-    "step_log": {"metrics", "train_step"},
+    "step_log": {"loss", "metrics", "train_step"},
     "manifest": {"metrics"},
     "certificate": {"exam"},
     "export": {"certificate", "exam"},
-    "train_loop": {"exam", "export"},
+    "train_loop": {"exam", "export", "run_data"},
     "chat": {"assistant"},
     "__main__": {"cli"},
 }

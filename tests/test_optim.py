@@ -160,3 +160,14 @@ def test_constants_have_no_moments_and_without_any_the_state_is_the_plain_one_of
     plain = state_of(factors)[1]
     assert isinstance(plain, optax.ScaleByAdamState)
     assert plain.mu.keys() == plain.nu.keys() == {"lora"}
+
+
+def test_each_stage_has_a_whole_curve_of_its_own():
+    config = OptimConfig(lr=1.0, schedule="cosine", warmup_steps=2, final_lr_ratio=0.1)
+    rate = schedule(config, 30, stages=[(10, None), (20, 0.25)])
+    first, second = schedule(config, 10), schedule(dataclasses.replace(config, lr=0.25), 20)
+    for step in range(30):
+        expected = first(step) if step < 10 else second(step - 10)
+        assert float(rate(jnp.asarray(step))) == pytest.approx(float(expected), rel=1e-6), step
+    with pytest.raises(ValueError, match="the run has 2 steps"):
+        schedule(config, 12, stages=[(10, None), (2, None)])

@@ -22,10 +22,11 @@ from safetensors.numpy import load_file
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.hf.load import load_configured
 from jax_sft.model.decoder import abstract_params
+from jax_sft.run_data import resume_fingerprint
 from jax_sft.sharding import make_mesh, shard_params
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import NonFiniteLossError
-from jax_sft.train_loop import resume_fingerprint, train
+from jax_sft.train_loop import train
 from tests.tiny import run_config, write_conversations, write_model
 
 REPOSITORY = pathlib.Path(__file__).parent.parent

@@ -18,6 +18,8 @@ from jax_sft.config.sections import (
     NewRowsStart,
     OptimConfig,
     RunConfig,
+    SetConfig,
+    StageConfig,
     TrainConfig,
 )
 
@@ -36,6 +38,8 @@ __all__ = [
     "NewRowsStart",
     "OptimConfig",
     "RunConfig",
+    "SetConfig",
+    "StageConfig",
     "TrainConfig",
     "default",
     "export_dtype",

@@ -75,8 +75,9 @@ def _source_checks(run: RunConfig) -> Iterator[str]:
 
 def _data_checks(run: RunConfig) -> Iterator[str]:
     """What is read, and which of it teaches."""
-    if not run.data.train:
+    if not run.data.train and not run.data.sets:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
+    yield from _mixture_checks(run)
     for role in run.data.train_on.split(","):
         if role.strip() not in _ROLES:
             hint = did_you_mean(role.strip(), _ROLES)
@@ -85,6 +86,38 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
         yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
     if run.evaluate.every_steps is not None and not run.data.validation and not run.evaluate.prompts:
         yield "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation or evaluate.prompts"
+
+
+def _mixture_checks(run: RunConfig) -> Iterator[str]:
+    """Named sets, how much is drawn of each, and the stages that may draw otherwise."""
+    sets = run.data.sets
+    if sets and run.data.train:
+        yield "data.train and data.sets are both set; put the files of data.train into a set of their own"
+    if run.data.temperature is not None and not sets:
+        yield "data.temperature belongs to data.sets, which is empty; name the sets, or leave it out"
+    ways = ("weight", "count", "epochs")
+    for name, part in sets.items():
+        said = [way for way in ways if getattr(part, way) is not None]
+        if not part.paths:
+            yield f"data.sets.{name}.paths is empty; name at least one file, folder, glob or hub dataset id"
+        if len(said) > 1:
+            yield f"data.sets.{name}: {' and '.join(said)} both say how much is drawn; keep one of them"
+        if said and run.data.temperature is not None:
+            yield f"data.sets.{name}.{said[0]} and data.temperature both say how much is drawn; keep one of them"
+    weighted = [name for name, part in sets.items() if part.weight is not None]
+    if weighted and len(weighted) < len(sets):
+        others = ", ".join(name for name in sets if name not in weighted)
+        yield f"data.sets: {', '.join(weighted)} has a weight and {others} has none; weigh all of them, or none"
+    for i, stage in enumerate(run.stages):
+        unknown = [name for name in stage.weights if name not in sets]
+        for name in unknown:
+            yield f"stages.{i}.weights.{name}: there is no set {name}{did_you_mean(name, list(sets))}"
+        if stage.weights and not unknown and not any(stage.weights.values()):
+            yield f"stages.{i}.weights: all are 0; give one set a weight, or leave them out"
+        if stage.start == "best" and i == 0:
+            yield "stages.0.start = 'best': there is no stage before it; leave it out"
+        if stage.start == "best" and not run.data.validation:
+            yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation"
 
 
 def _range_checks(run: RunConfig) -> Iterator[str]:
@@ -109,18 +142,24 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
         "optim.clip_norm": run.optim.clip_norm,
         "optim.eps": run.optim.eps,
         "optim.decay_steps": run.optim.decay_steps,
+        "data.temperature": run.data.temperature,
+        **{
+            f"data.sets.{name}.{key}": getattr(part, key)
+            for name, part in run.data.sets.items()
+            for key in ("weight", "count", "epochs", "cap", "loss_weight")
+        },
+        **{f"stages.{i}.{key}": getattr(s, key) for i, s in enumerate(run.stages) for key in ("steps", "epochs", "lr")},
     }
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield f"{key} = {value} must be greater than 0"
-    if run.train.epochs is not None and run.train.epochs > LARGEST:
-        yield f"train.epochs = {run.train.epochs} is too large; the largest number here is {LARGEST} (2**31 - 1)"
     at_least_zero = {
         "lora.rank": run.lora.rank,
         "optim.lr": run.optim.lr,
         "optim.warmup_steps": run.optim.warmup_steps,
         "optim.weight_decay": run.optim.weight_decay,
         "data.workers": run.data.workers,
+        **{f"stages.{i}.weights.{name}": w for i, s in enumerate(run.stages) for name, w in s.weights.items()},
     }
     for key, value in at_least_zero.items():
         if value is not None and value < 0:
@@ -137,20 +176,26 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
 
 def _length_checks(run: RunConfig) -> Iterator[str]:
     """How long a run is, and what must fit into it."""
-    if (run.train.steps is None) == (run.train.epochs is None):
-        said = "both are set" if run.train.steps is not None else "neither is set"
-        yield f"train.steps and train.epochs: {said}; set exactly one of them"
+    parts = {f"stages.{i}": stage for i, stage in enumerate(run.stages)} or {"train": run.train}
+    if run.stages and (run.train.steps is not None or run.train.epochs is not None):
+        yield "train.steps and train.epochs: each of the stages has its own; leave these out"
+    for place, part in parts.items():
+        if (part.steps is None) == (part.epochs is None):
+            said = "both are set" if part.steps is not None else "neither is set"
+            yield f"{place}.steps and {place}.epochs: {said}; set exactly one of them"
+        if part.steps is not None and run.optim.warmup_steps >= part.steps > 0:
+            yield (
+                f"optim.warmup_steps = {run.optim.warmup_steps} but {place}.steps = {part.steps}; "
+                "make the warmup shorter or the run longer"
+            )
+        if part.epochs is not None and part.epochs > LARGEST:
+            yield f"{place}.epochs = {part.epochs} is too large; the largest number here is {LARGEST} (2**31 - 1)"
     if run.optim.decay_steps is not None and run.optim.schedule != "wsd":
         yield f"optim.decay_steps belongs to optim.schedule = 'wsd', not {run.optim.schedule!r}; set it to None"
     if run.train.accumulation > 0 and run.train.batch_size % run.train.accumulation:
         yield (
             f"train.batch_size = {run.train.batch_size} cannot be cut into train.accumulation = "
             f"{run.train.accumulation} equal micro-batches; make the first a multiple of the second"
-        )
-    if run.train.steps is not None and run.optim.warmup_steps >= run.train.steps > 0:
-        yield (
-            f"optim.warmup_steps = {run.optim.warmup_steps} but train.steps = {run.train.steps}; "
-            "make the warmup shorter or the run longer"
         )
 
 

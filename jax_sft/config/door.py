@@ -86,10 +86,23 @@ def _plain(value: Any) -> Any:
 
 def _keys(cls: type, prefix: str) -> Iterator[str]:
     for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(f.type):
-            yield from _keys(typing.cast(type, f.type), f"{prefix}{f.name}.")
-        else:
+        section, between = _section_in(f.type)
+        if section is None:
             yield prefix + f.name
+        else:
+            yield from _keys(section, f"{prefix}{f.name}.{between}")
+
+
+def _section_in(kind: Any) -> tuple[type | None, str]:
+    """The section that a field is, or holds several of by name or number, and what stands for those in a key."""
+    arguments = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return typing.cast(type, kind), ""
+    if typing.get_origin(kind) is Mapping and dataclasses.is_dataclass(arguments[1]):
+        return typing.cast(type, arguments[1]), "<name>."
+    if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(arguments[0]):
+        return typing.cast(type, arguments[0]), "<number>."
+    return None, ""
 
 
 def _run_config_file(path: pathlib.Path) -> ConfigDict:
@@ -122,32 +135,47 @@ def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) ->
     if not equals:
         problems.append(f"override {override!r} has no '='; write --config.optim.lr=1e-5")
         return
-    *parents, leaf = key.split(".")
-    sections = [f.name for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
-    if key in sections:
-        problems.append(f"{key} is a section; set one of its keys, --config.{key}.<key>=<value>")
-        return
-    free_form = parents == ["data", "columns"]
-    is_pattern = ".".join(parents[:2]) in ("lora.rank_pattern", "lora.alpha_pattern")
-    if is_pattern:  # module names have dots of their own
-        parents, leaf = parents[:2], key.split(".", 2)[2]
-    if not free_form and not is_pattern and key not in known_keys():
+    found = _place_of(key)
+    if found is None:
         problems.append(f"{key} is not a config key{did_you_mean(key, known_keys())}")
+        return
+    (*parents, leaf), kind = found
+    if dataclasses.is_dataclass(kind):
+        problems.append(f"{key} is a section; set one of its keys, --config.{key}.<key>=<value>")
         return
     node: Any = tree
     for name in parents:
-        node = node.setdefault(name, {})  # a section that the config leaves out has its defaults
-        if not isinstance(node, dict):
-            return  # `_build` says what is wrong with it
-    node[leaf] = text if free_form or (not is_pattern and _is_text(key, text)) else _parse(text)
+        if isinstance(node, list | tuple) and name.isdecimal() and int(name) < len(node):
+            node = node[int(name)]
+        elif isinstance(node, dict):
+            node = node.setdefault(name, {})  # a section that the config leaves out has its defaults
+        else:
+            break
+    if isinstance(node, dict):
+        is_text = kind is str or (kind == str | None and text != "None")  # a revision of digits is a text, no number
+        node[leaf] = text if is_text else _parse(text)
+    elif isinstance(node, list | tuple):
+        problems.append(f"{key}: there is no number {name}; they are counted from 0, and there are {len(node)}")
+    # else `_build` says what is wrong with it
 
 
-def _is_text(key: str, text: str) -> bool:
-    """Whether a value is to be taken as it stands: a revision of digits is a text, no number."""
+def _place_of(key: str) -> tuple[list[str], Any] | None:
+    """The names on the way to a key's value, and its type; None if there is no such key."""
     kind: Any = RunConfig
-    for name in key.split("."):
-        kind = next(f.type for f in dataclasses.fields(kind) if f.name == name)
-    return kind is str or (kind == str | None and text != "None")
+    names, path = key.split("."), []
+    while names:
+        if dataclasses.is_dataclass(kind):
+            name = names.pop(0)
+            kind = next((f.type for f in dataclasses.fields(kind) if f.name == name), None)
+            path.append(name)
+        elif _section_in(kind)[0] is not None:
+            path.append(names.pop(0))
+            kind = _section_in(kind)[0]
+        elif typing.get_origin(kind) is Mapping:  # names of modules have dots of their own
+            return [*path, ".".join(names)], typing.get_args(kind)[1]
+        else:
+            return None
+    return None if kind is None else (path, kind)
 
 
 def _parse(text: str) -> Any:
@@ -170,15 +198,32 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
     for name, field in fields.items():
         if name not in tree:
             continue
-        value = tree[name]
-        if dataclasses.is_dataclass(field.type):
-            if not isinstance(value, Mapping):
-                problems.append(f"{prefix}{name} is a section, but was set to {value!r}; set {prefix}{name}.<key>")
-                continue
-            values[name] = _build(typing.cast(type, field.type), value, f"{prefix}{name}.", problems)
-        else:
-            values[name] = _checked(field.type, value, prefix + name, problems)
+        values[name] = _value(field.type, tree[name], prefix + name, problems)
     return cls(**values)
+
+
+def _value(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """What a field is set to: a section, several of them, or a plain value."""
+    section, _ = _section_in(kind)
+    if section is None:
+        return _checked(kind, value, key, problems)
+    several = typing.get_origin(kind)
+    if several is None:
+        if isinstance(value, Mapping):
+            return _build(section, value, f"{key}.", problems)
+        problems.append(f"{key} is a section, but was set to {value!r}; set {key}.<key>")
+        return value
+    if several is tuple:
+        parts = dict(enumerate(value)) if isinstance(value, list | tuple) else None
+    else:
+        parts = value if isinstance(value, Mapping) else None
+    if parts is None or not all(isinstance(part, Mapping) for part in parts.values()):
+        problems.append(
+            f"{key} = {value!r} is not a {'list of' if several is tuple else 'mapping of names to'} sections"
+        )
+        return value
+    built = {name: _build(section, part, f"{key}.{name}.", problems) for name, part in parts.items()}
+    return tuple(built.values()) if several is tuple else built
 
 
 def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:

@@ -46,10 +46,39 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """A named set of a mixture: its files, and how much of it is drawn in an epoch."""
+
+    paths: tuple[str, ...] = ()  # as data.train
+    # How many conversations an epoch draws of it: one of these three, or else all of them once. A set goes on where the
+    # last epoch left it, so that none is drawn twice before all have been drawn once.
+    weight: float | None = None  # share of what all sets hold together, against the other sets' weights
+    count: int | None = None  # so many
+    epochs: float | None = None  # so many passes over it, or a part of one
+    cap: int | None = None  # no more conversations than this are ever drawn, chosen by the seed
+    loss_weight: float = 1.0  # its tokens' weight in the loss, times that of their message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of the training with its own mixture, length and learning rate; the next one goes on where it ends."""
+
+    name: str = ""
+    steps: int | None = None  # exactly one of steps and epochs
+    epochs: float | None = None
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # set -> weight; empty: as data.sets says
+    lr: float | None = None  # None: optim.lr; each stage has a schedule of its own, with optim.warmup_steps
+    order: Literal["random", "length", "answers"] = "random"  # short ones first, or those of few answers
+    start: Literal["last", "best"] = "last"  # from the last step of the stage before, or its lowest validation loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is read, how it is rendered, which tokens teach."""
 
     train: tuple[str, ...] = ()  # files, globs, folders or hub dataset ids
+    sets: Mapping[str, SetConfig] = dataclasses.field(default_factory=dict)  # instead of train: a mixture, by name
+    temperature: float | None = None  # weights of the sets are their sizes ** (1 / temperature)
     validation: tuple[str, ...] = ()
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our field -> the column's name in the files
@@ -154,6 +183,7 @@ class RunConfig:
     model: ModelSource = ModelSource()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
+    stages: tuple[StageConfig, ...] = ()  # instead of train.steps and train.epochs: simple before hard
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()

@@ -64,6 +64,7 @@ def to_sequences(
             reasons.append(str(reason))
             continue
         tokens = np.asarray(ids, np.int32)
+        weights = weights * np.float32(conversation.loss_weight)
         sequences.append(Sequence(tokens[:-1], tokens[1:], weights[1:], conversation.source, name))
     if not sequences:
         account.drop(reasons[0], where)

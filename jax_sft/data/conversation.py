@@ -42,6 +42,7 @@ class Conversation:
     tools: tuple[Any, ...] = ()
     text: str | None = None  # a plain text to continue: no template, every token trained
     prompt_text: str | None = None  # stands before `text` and is not trained; the end token after `text` is
+    loss_weight: float = 1.0  # times the weight of each trained token
 
 
 @dataclasses.dataclass(frozen=True)

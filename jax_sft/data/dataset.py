@@ -16,16 +16,16 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-from jax_sft.config import DataConfig
+from jax_sft.config import DataConfig, SetConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.formats import read_conversations
-from jax_sft.data.source import HubSet, count_rows, files_of, load_hub, opened
+from jax_sft.data.source import HubSet, Part, count_rows, files_of, load_hub, opened, parts_of
 from jax_sft.data.store import TokenizedSet, Writer, load
 from jax_sft.data.workers import tokenized
 
@@ -40,13 +40,13 @@ log = logging.getLogger(__name__)
 
 def tokenize(
     config: DataConfig,
-    paths: tuple[str, ...],
+    paths: tuple[str, ...] | Mapping[str, SetConfig],
     template: ChatTemplate,
     *,
     cache_dir: pathlib.Path | None,
     progress: bool = True,
 ) -> TokenizedSet:
-    """The set of `paths`, from the cache or made now by `config.workers` processes (0: this one).
+    """The set of `paths`, or of named sets, from the cache or made now by `config.workers` processes (0: this one).
 
     A cached set that is damaged (`store` says what is checked) is made again, with a warning. Without `cache_dir` the
     arrays are in memory alone.
@@ -54,11 +54,12 @@ def tokenize(
     Raises:
         DataError: of `source` and `formats`; nothing can be trained on; too many sources; the cache cannot be written.
     """
+    parts = parts_of(paths)
     if cache_dir is None:
         with _writing_to(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="jax-sft-") as scratch:
-            _build(pathlib.Path(scratch), config, paths, template, progress=progress)
+            _build(pathlib.Path(scratch), config, parts, template, progress=progress)
             return load(pathlib.Path(scratch), in_memory=True)
-    home = cache_dir / _key(config, paths, template, progress=progress)
+    home = cache_dir / _key(config, parts, template, progress=progress)
     with _writing_to(cache_dir):
         if home.exists():
             try:
@@ -70,7 +71,7 @@ def tokenize(
         try:
             scratch.mkdir(parents=True)
             _remove_abandoned(cache_dir)
-            _build(scratch, config, paths, template, progress=progress)
+            _build(scratch, config, parts, template, progress=progress)
             try:
                 os.rename(scratch, home)
             except OSError:
@@ -133,7 +134,7 @@ def _remove_abandoned(cache_dir: pathlib.Path) -> None:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _key(config: DataConfig, paths: tuple[str, ...], template: ChatTemplate, *, progress: bool) -> str:
+def _key(config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *, progress: bool) -> str:
     """A hash of all that can change the set, this room's code included."""
     digest = hashlib.blake2b(digest_size=16)
 
@@ -146,7 +147,9 @@ def _key(config: DataConfig, paths: tuple[str, ...], template: ChatTemplate, *, 
         feed(importlib.metadata.version(library).encode())
     feed(json.dumps({name: getattr(config, name) for name in OPTIONS}, sort_keys=True).encode())
     feed(template.fingerprint.encode())
-    places = files_of(paths)
+    of_parts = [files_of(part.paths) for part in parts]
+    feed(json.dumps([(p.name, p.loss_weight, len(of)) for p, of in zip(parts, of_parts, strict=True)]).encode())
+    places = [place for of in of_parts for place in of]
     size = sum(place.stat().st_size for place in places if isinstance(place, pathlib.Path))
     with _bar("hashing data", "B", size, progress) as bar:
         for place in places:
@@ -164,11 +167,12 @@ def _key(config: DataConfig, paths: tuple[str, ...], template: ChatTemplate, *, 
 
 
 def _build(
-    folder: pathlib.Path, config: DataConfig, paths: tuple[str, ...], template: ChatTemplate, *, progress: bool
+    folder: pathlib.Path, config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *, progress: bool
 ) -> None:
     """Tokenise everything and write the set into an empty folder, its manifest last."""
     reading, tokenising = Account(), Account()  # apart, because readers run ahead of workers by their number
-    conversations = read_conversations(config, paths, reading)
+    conversations = read_conversations(config, parts, reading)
+    paths = tuple(path for part in parts for path in part.paths)
     total = count_rows(paths, split=config.split) if progress else None
     with (
         Writer(folder) as writer,

@@ -5,6 +5,7 @@ hold nothing to train on. A row of the wrong shape (a column missing or of the w
 that the file is not what the config takes it for. One format holds for a whole file; `auto` reads it off its first row.
 """
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
-from jax_sft.data.source import Row, files_of, kind_of, read_rows, stem_of
+from jax_sft.data.source import Part, Row, files_of, kind_of, read_rows, stem_of
 
 REQUIRED = {
     "messages": ("messages",),
@@ -44,8 +45,8 @@ class Untrainable(Exception):
     """A sound row that holds nothing to train on; the message is the reason it is counted under."""
 
 
-def read_conversations(config: DataConfig, paths: Sequence[str], account: Account) -> Iterator[Conversation]:
-    """Conversations of all `paths` in order. Rows are counted in `account.read`, those left out in `account.dropped`,
+def read_conversations(config: DataConfig, parts: Sequence[Part], account: Account) -> Iterator[Conversation]:
+    """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`,
     and those that repeat the content or the id of one before in `account.noted` (some 100 bytes of memory a row).
 
     Raises:
@@ -60,7 +61,7 @@ def read_conversations(config: DataConfig, paths: Sequence[str], account: Accoun
     trained_roles = [role.strip() for role in config.train_on.split(",")]
     nothing = f"no {' or '.join(trained_roles)} message to train on"
     seen: set[bytes] = set()
-    for place in files_of(paths):
+    for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
         for row, where in read_rows([str(place)], split=config.split):
             if format == "auto":  # the first row
@@ -76,7 +77,8 @@ def read_conversations(config: DataConfig, paths: Sequence[str], account: Accoun
                 account.drop(nothing, where)
                 continue
             _note_repeats(conversation, where, seen, account)
-            yield conversation
+            source = conversation.source if part.name is None else part.name
+            yield dataclasses.replace(conversation, source=source, loss_weight=part.loss_weight)
 
 
 def detect(row: Row, where: str, *, columns: Mapping[str, str]) -> str:

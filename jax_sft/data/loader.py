@@ -1,28 +1,44 @@
-"""Batches by step number: epochs, packing, shuffling, and a thread that works ahead.
+"""Batches by step number: stages, epochs, packing, shuffling, and a thread that works ahead.
 
-In: a tokenised set. Out: numpy `Batch`es. The rows of all epochs form one stream; batch s is its rows
-[s * batch_size, (s + 1) * batch_size). So the step number is the whole state: resume is exact, on any number of hosts,
-and nothing is dropped at the end of an epoch (only the last batch of the run is filled up with empty rows).
+In: a tokenised set, and the stages of the run. Out: numpy `Batch`es. The rows of all epochs of a stage form one stream,
+and its batch s is rows [s * batch_size, (s + 1) * batch_size) of it. So the step number is the whole state: resume is
+exact, on any number of hosts, and nothing is dropped at the end of an epoch (only the last batch of a stage is filled
+up with empty rows).
 """
 
 import bisect
+import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
 from jax_sft.batch import Batch
-from jax_sft.data.conversation import Sequence
+from jax_sft.data import conversation
 from jax_sft.data.dataset import TokenizedSet
+from jax_sft.data.mixture import Mixture, everything
 from jax_sft.data.packing import fill_rows, pack, predict_capacity
+
+Order = Literal["random", "length", "answers"]
+
+_MOST_PARTS = 20  # that an ordered epoch is cut into: each is packed and shuffled by itself
+_ROWS_IN_PART = 64  # at least: the last row of each part is seldom full
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a run. Exactly one of `epochs` (may be a fraction) and `steps` bounds it."""
+
+    epochs: float | None = None
+    steps: int | None = None
+    mixture: Mixture | None = None  # None: everything once in an epoch
+    order: Order = "random"
 
 
 class Loader:
-    """Random access to the batches of a run.
-
-    Exactly one of `epochs` (may be a fraction) and `steps` bounds the run.
-    """
+    """Random access to the batches of a run."""
 
     def __init__(
         self,
@@ -33,8 +49,7 @@ class Loader:
         packing: bool,
         sources: tuple[str, ...],
         seed: int | None,
-        epochs: float | None = None,
-        steps: int | None = None,
+        stages: Sequence[Stage] = (Stage(epochs=1),),
     ) -> None:
         if not len(dataset):
             raise ValueError("the tokenised set is empty: there is no batch to make of it")
@@ -42,21 +57,14 @@ class Loader:
         self.batch_size = batch_size
         self.max_length = max_length
         self.packing = packing
-        self.seed = seed
+        self.sources = sources
         self.predict_capacity = predict_capacity(
             dataset.lengths_N, dataset.trained_N, max_length=max_length, packing=packing
         )
         self._source_index = [sources.index(s) for s in dataset.sources]
-        self._lock = threading.Lock()
-        self._plans: dict[int, list[np.ndarray]] = {}
-        self._starts = [0]  # first row of each planned epoch in the stream, and the row after the last
-        if epochs is not None:
-            self._end_row: int | None = self._rows_in(epochs)
-            self.total_steps = -(-self._end_row // batch_size)
-        else:
-            assert steps is not None, "exactly one of epochs and steps is set"
-            self._end_row = None
-            self.total_steps = steps
+        self._streams = [_Stream(self, stage, number, seed) for number, stage in enumerate(stages)]
+        self.stage_ends = tuple(np.cumsum([stream.total_steps for stream in self._streams]).tolist())
+        self.total_steps = self.stage_ends[-1]
 
     def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
         """The batch of a step (0 is the first), or this host's `rows` (indices into it) alone."""
@@ -79,22 +87,32 @@ class Loader:
         """Ids of the conversations in the batch of a step."""
         return [self.dataset.ids[i] for row in self._rows_of(step) for i in row]
 
+    def stage_of(self, step: int) -> int:
+        """The stage that a step belongs to; of the step after the last, the last."""
+        return min(bisect.bisect_right(self.stage_ends, step), len(self.stage_ends) - 1)
+
     def epoch_of(self, step: int) -> float:
-        """Passes over the set that are done before `step`."""
-        row = step * self.batch_size
-        if self._end_row is not None:
-            row = min(row, self._end_row)
-        epoch = self._epoch_of_row(max(row - 1, 0))  # the last row done: the epoch after it need not be planned
-        return epoch + (row - self._starts[epoch]) / (self._starts[epoch + 1] - self._starts[epoch])
+        """Epochs of its stage that are done before `step`; at the first step of a stage, 0."""
+        stage = self.stage_of(step)
+        return self._streams[stage].epoch_of(step - self._first_step(stage))
+
+    def mixture_lines(self) -> list[str]:
+        """What each stage draws of the sets, for the log; nothing where that is everything, once."""
+        many = len(self._streams) > 1
+        lines = []
+        for number, stream in enumerate(self._streams):
+            place = f"stage {number}: " if many else ""
+            lines += [place + f"{stream.total_steps:,} steps"] if many else []
+            lines += [place + line for line in stream.mixture.lines()]
+        return lines
 
     def rows_per_epoch(self) -> int:
         """Packed rows of the first epoch (later epochs differ by a row or two)."""
-        self._epoch_of_row(0)
-        return self._starts[1]
+        return self._streams[0].rows_per_epoch()
 
     def fill(self) -> float:
         """Share of the positions of the first epoch's rows that hold a token."""
-        return float(self.dataset.lengths_N.sum()) / (self.rows_per_epoch() * self.max_length)
+        return self._streams[0].fill()
 
     def prefetch(
         self, start_step: int, stop_step: int, *, rows: np.ndarray | None = None, ahead: int = 2
@@ -131,14 +149,42 @@ class Loader:
             stop.set()
             thread.join()
 
-    def _sequence(self, i: int) -> tuple[Sequence, int]:
+    def _sequence(self, i: int) -> tuple[conversation.Sequence, int]:
         return self.dataset[i], self._source_index[self.dataset.source_ids_N[i]]
+
+    def _first_step(self, stage: int) -> int:
+        return self.stage_ends[stage - 1] if stage else 0
 
     def _rows_of(self, step: int) -> list[np.ndarray]:
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} is outside the run of {self.total_steps} steps")
-        first = step * self.batch_size
-        last = first + self.batch_size
+        stage = self.stage_of(step)
+        return self._streams[stage].rows_of(step - self._first_step(stage))
+
+
+class _Stream:
+    """The rows of one stage, by its own step numbers."""
+
+    def __init__(self, loader: Loader, stage: Stage, number: int, seed: int | None) -> None:
+        self._loader = loader
+        self._number = number
+        self._seed = seed
+        self._order = stage.order
+        self.mixture = stage.mixture or everything(len(loader.dataset), seed=seed)
+        self._lock = threading.Lock()
+        self._plans: dict[int, list[np.ndarray]] = {}
+        self._starts = [0]  # first row of each planned epoch in the stream, and the row after the last
+        if stage.epochs is not None:
+            self._end_row: int | None = self._rows_in(stage.epochs)
+            self.total_steps = -(-self._end_row // loader.batch_size)
+        else:
+            assert stage.steps is not None, "exactly one of epochs and steps is set"
+            self._end_row = None
+            self.total_steps = stage.steps
+
+    def rows_of(self, step: int) -> list[np.ndarray]:
+        first = step * self._loader.batch_size
+        last = first + self._loader.batch_size
         if self._end_row is not None:
             last = min(last, self._end_row)
         rows = []
@@ -146,6 +192,21 @@ class Loader:
             epoch = self._epoch_of_row(row)
             rows.append(self._plan(epoch)[row - self._starts[epoch]])
         return rows
+
+    def epoch_of(self, step: int) -> float:
+        row = step * self._loader.batch_size
+        if self._end_row is not None:
+            row = min(row, self._end_row)
+        epoch = self._epoch_of_row(max(row - 1, 0))  # the last row done: the epoch after it need not be planned
+        return epoch + (row - self._starts[epoch]) / (self._starts[epoch + 1] - self._starts[epoch])
+
+    def rows_per_epoch(self) -> int:
+        self._epoch_of_row(0)
+        return self._starts[1]
+
+    def fill(self) -> float:
+        tokens = self._loader.dataset.lengths_N[self.mixture.epoch(0)].sum()
+        return float(tokens) / (self.rows_per_epoch() * self._loader.max_length)
 
     def _rows_in(self, epochs: float) -> int:
         whole, part = int(epochs), epochs - int(epochs)
@@ -174,15 +235,34 @@ class Loader:
 
     def _make_plan(self, epoch: int) -> list[np.ndarray]:
         # Each epoch has its own draw: the same neighbours in a row would never meet others otherwise.
-        seed = None if self.seed is None else int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        if self.packing:
-            return pack(
-                self.dataset.lengths_N,
-                self.dataset.trained_N,
-                capacity=self.max_length,
-                predict_capacity=self.predict_capacity,
-                seed=seed,
-            )
-        count = len(self.dataset)
-        order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
-        return [order[i : i + 1] for i in range(count)]
+        of_epoch = None if self._seed is None else np.random.SeedSequence([self._seed, epoch, self._number])
+        chosen = self.mixture.epoch(epoch)
+        if self._order == "random":
+            return self._rows(chosen, None if of_epoch is None else int(of_epoch.generate_state(1)[0]))
+        parts = _in_parts(chosen, self._loader.dataset, self._order, max_length=self._loader.max_length)
+        seeds = [None] * len(parts) if of_epoch is None else of_epoch.generate_state(len(parts)).tolist()
+        return [row for part, seed in zip(parts, seeds, strict=True) for row in self._rows(part, seed)]
+
+    def _rows(self, chosen: np.ndarray, seed: int | None) -> list[np.ndarray]:
+        """The sequences `chosen` in rows, shuffled by the seed."""
+        loader = self._loader
+        if not loader.packing:
+            order = chosen if seed is None else np.random.default_rng(seed).permutation(chosen)
+            return [order[i : i + 1] for i in range(len(order))]
+        rows = pack(
+            loader.dataset.lengths_N[chosen],
+            loader.dataset.trained_N[chosen],
+            capacity=loader.max_length,
+            predict_capacity=loader.predict_capacity,
+            seed=seed,
+        )
+        return [chosen[row] for row in rows]
+
+
+def _in_parts(chosen: np.ndarray, dataset: TokenizedSet, order: str, *, max_length: int) -> list[np.ndarray]:
+    """Easy before hard, in parts that are packed and shuffled apart: a row holds sequences of like difficulty."""
+    lengths = dataset.lengths_N[chosen]
+    difficulty = lengths if order == "length" else dataset.answers_N[chosen]
+    rows = int(lengths.sum()) / max_length
+    parts = int(np.clip(rows / _ROWS_IN_PART, 1, _MOST_PARTS))
+    return np.array_split(chosen[np.lexsort((lengths, difficulty))], parts)

@@ -18,9 +18,10 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from jax_sft.config import SetConfig
 from jax_sft.data.conversation import DataError
 
 EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
@@ -41,6 +42,22 @@ class HubSet:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.config}" if self.config else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Files that belong together: a named set of a mixture, or all there is."""
+
+    paths: tuple[str, ...]
+    name: str | None = None  # the source of its rows; None: what a row says, or else its file
+    loss_weight: float = 1.0  # times the weight of each of its tokens
+
+
+def parts_of(what: Sequence[str] | Mapping[str, SetConfig]) -> tuple[Part, ...]:
+    """Paths as one part; the sets of a mixture as one each."""
+    if isinstance(what, Mapping):
+        return tuple(Part(of.paths, name, of.loss_weight) for name, of in what.items())
+    return (Part(tuple(what)),)
 
 
 def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:

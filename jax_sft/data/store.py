@@ -8,6 +8,7 @@ Letters: N sequence, M position in all sequences laid end to end, T position in 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -63,6 +64,18 @@ class TokenizedSet:
     ids: Ids
     account: Account
     fingerprint: str
+
+    @functools.cached_property
+    def answers_N(self) -> np.ndarray:
+        """How many trained stretches each sequence has: its trained answers."""
+        is_trained_M = self.weights_M > 0
+        begins_M = is_trained_M & ~np.concatenate([[False], is_trained_M[:-1]])
+        begins_M[self.offsets_N1[:-1]] = is_trained_M[self.offsets_N1[:-1]]
+        return np.add.reduceat(begins_M, self.offsets_N1[:-1], dtype=np.int32)
+
+    def of_source(self, name: str) -> np.ndarray:
+        """Which sequences are of a source, increasing; none if there is no such source."""
+        return np.flatnonzero(self.source_ids_N == (self.sources.index(name) if name in self.sources else -1))
 
     def __len__(self) -> int:
         return len(self.lengths_N)

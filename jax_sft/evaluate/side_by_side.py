@@ -12,6 +12,7 @@ from typing import Any
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account
 from jax_sft.data.formats import read_conversations
+from jax_sft.data.source import parts_of
 from jax_sft.evaluate.answers import Answer, Messages, up_to_last_question
 from jax_sft.evaluate.losses import Losses
 
@@ -21,7 +22,7 @@ _PIECES = re.compile(r"\s+|[!-\u2fff]+|.")  # spaces, a word of a script that ha
 def conversations_of(paths: Sequence[str], *, config: DataConfig, count: int) -> list[list[dict[str, Any]]]:
     """The first `count` conversations of files, each up to its last user turn: what a model is asked to answer."""
     asked = []
-    for conversation in read_conversations(config, tuple(paths), Account()) if count else ():
+    for conversation in read_conversations(config, parts_of(paths), Account()) if count else ():
         if turns := up_to_last_question(conversation):
             asked.append(turns)
         if len(asked) == count:

@@ -1,5 +1,6 @@
 """The tokenised set: what is in it, when the cache is used, and that nothing spoils it unseen."""
 
+import itertools
 import json
 import logging
 import os
@@ -13,12 +14,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jax_sft.config import DataConfig
+from jax_sft.config import DataConfig, SetConfig
 from jax_sft.data import dataset as module
 from jax_sft.data import store
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import TokenizedSet, dump, tokenize
+from jax_sft.data.source import parts_of
 from jax_sft.data.workers import workers
 
 CHATML = (
@@ -129,11 +131,11 @@ def test_the_key_follows_every_byte_that_matters_and_no_time(tmp_path, template)
 
 def test_the_key_follows_the_code(tmp_path, template, monkeypatch):
     path = write(tmp_path / "set.jsonl")
-    before = module._key(DataConfig(), (path,), template, progress=False)
+    before = module._key(DataConfig(), parts_of((path,)), template, progress=False)
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "chat.py").write_text("other code")
     monkeypatch.setattr(module, "__file__", str(tmp_path / "room" / "dataset.py"))
-    assert module._key(DataConfig(), (path,), template, progress=False) != before
+    assert module._key(DataConfig(), parts_of((path,)), template, progress=False) != before
 
 
 def test_the_fingerprint_follows_tokens_weights_sources_and_order(tmp_path, template):
@@ -355,3 +357,30 @@ def test_a_plain_completion_teaches_itself_and_its_end_and_not_its_prompt(tmp_pa
     lines = list(dump(dataset, template.tokenizer))
     assert [line["text"] for line in lines] == ["2+2= 4<|im_end|>", "二<|im_end|>"]
     assert [line["weights"] for line in lines] == [[0, 0, 0, 0, 1, 1, 1], [0, 1, 1, 1]]  # bytes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_named_sets_are_read_one_after_the_other_under_their_names_and_weights(tmp_path, template, workers):
+    paths = [write(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
+    sets = {"b": SetConfig(paths=(paths[0],), loss_weight=0.5), "a": SetConfig(paths=(paths[1],))}
+    config = DataConfig(workers=workers)
+    mixed = tokenize(config, sets, template, cache_dir=None, progress=False)
+    plain = [tokenize(config, (path,), template, cache_dir=None, progress=False) for path in paths]
+    assert mixed.sources == ("b", "a")
+    assert mixed.of_source("b").tolist() == list(range(len(plain[0])))
+    assert mixed.of_source("a").tolist() == list(range(len(plain[0]), len(mixed)))
+    assert mixed.of_source("c").tolist() == []
+    np.testing.assert_array_equal(mixed.tokens_M, np.concatenate([p.tokens_M for p in plain]))
+    expected = np.concatenate([plain[0].weights_M * np.float32(0.5), plain[1].weights_M])
+    np.testing.assert_array_equal(mixed.weights_M, expected)
+    heavier = {**sets, "a": SetConfig(paths=(paths[1],), loss_weight=2.0)}
+    keys = [module._key(config, parts_of(what), template, progress=False) for what in (sets, heavier, paths)]
+    assert len(set(keys)) == 3
+
+
+def test_answers_are_counted_by_their_trained_stretches(tmp_path, template):
+    dataset = read(write(tmp_path / "set.jsonl"), template)
+    for i in range(len(dataset)):
+        is_trained_T = [False, *(dataset[i].weights_T > 0)]
+        begins = sum(b and not a for a, b in itertools.pairwise(is_trained_T))
+        assert dataset.answers_N[i] == begins > 0

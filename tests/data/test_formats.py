@@ -7,6 +7,7 @@ import pytest
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.formats import SAME_CONTENT, SAME_ID, Untrainable, detect, read_conversations, to_conversation
+from jax_sft.data.source import parts_of
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
@@ -28,7 +29,7 @@ def write(tmp_path, rows, name="set.jsonl") -> str:
 
 def read(path: str, **options) -> tuple[list[Conversation], Account]:
     account = Account()
-    return list(read_conversations(DataConfig(**options), (path,), account)), account
+    return list(read_conversations(DataConfig(**options), parts_of((path,)), account)), account
 
 
 def test_messages_keep_text_weights_flags_and_other_keys():
@@ -280,7 +281,7 @@ def test_repeated_contents_and_ids_are_counted_and_stay(tmp_path):
     ]
     path, other = write(tmp_path, rows), write(tmp_path, rows[3:4], "two.jsonl")
     account = Account()
-    assert len(list(read_conversations(DataConfig(), (path, other), account))) == account.read == 8
+    assert len(list(read_conversations(DataConfig(), parts_of((path, other)), account))) == account.read == 8
     assert account.noted == {SAME_CONTENT: 3, SAME_ID: 2}
     assert account.examples == {
         SAME_CONTENT: [f"{path}:3", f"{path}:7", f"{other}:1"],
@@ -298,7 +299,7 @@ def test_each_file_has_one_format_and_its_own_source(tmp_path):
         write(tmp_path, [{"messages": [U, A]}], "one.jsonl"),
         write(tmp_path, [{"instruction": "i", "output": "o"}, {"instruction": "i", "output": "o"}], "two.v2.jsonl"),
     )
-    kept = list(read_conversations(DataConfig(), paths, Account()))
+    kept = list(read_conversations(DataConfig(), parts_of(paths), Account()))
     assert [c.source for c in kept] == ["one", "two.v2", "two.v2"]
 
 

@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 
@@ -12,7 +13,8 @@ from jax_sft.config import MeshConfig
 from jax_sft.data import loader as loader_module
 from jax_sft.data.conversation import Account
 from jax_sft.data.dataset import TokenizedSet
-from jax_sft.data.loader import Loader
+from jax_sft.data.loader import Loader, Stage
+from jax_sft.data.mixture import Mixture, Share
 from jax_sft.sharding import local_rows, make_mesh, put_batch
 
 MAX_LENGTH = 32
@@ -49,10 +51,9 @@ def make_loader(dataset, **options):
         "packing": True,
         "sources": dataset.sources,
         "seed": 7,
-        "epochs": 1,
     }
-    settings |= options
-    return Loader(dataset, **settings)
+    bound = {"epochs": options.pop("epochs", 1), "steps": options.pop("steps", None)}
+    return Loader(dataset, **{"stages": [Stage(**bound)], **settings, **options})
 
 
 def assert_equal(one, other):
@@ -78,7 +79,7 @@ def stream(loader):
 
 
 def plans(loader, epochs):
-    return [[tuple(row.tolist()) for row in loader._plan(epoch)] for epoch in range(epochs)]
+    return [[tuple(row.tolist()) for row in loader._streams[0]._plan(epoch)] for epoch in range(epochs)]
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -389,3 +390,62 @@ def wait_until(is_true, seconds=10.0):
     while not is_true():
         assert time.perf_counter() < end, "nothing happened"
         time.sleep(0.01)
+
+
+def flat(lists):
+    return list(itertools.chain(*lists))
+
+
+def in_stages(dataset, *stages, **options):
+    return make_loader(dataset, stages=stages, **options)
+
+
+def test_stages_follow_each_other_each_with_its_own_batches():
+    dataset = make_set(60)
+    few = Mixture([Share("a", np.arange(0, 60, 3), 20)], seed=7)
+    loader = in_stages(dataset, Stage(epochs=2, mixture=few), Stage(steps=3), Stage(epochs=1), packing=False)
+    assert loader.stage_ends == (5, 8, 16)  # 40 rows, 24 rows, 60 rows, of 8
+    assert [loader.stage_of(step) for step in range(17)] == [0] * 5 + [1] * 3 + [2] * 9
+    assert loader.total_steps == 16
+    seen = [sequences_in(loader.batch(step)) for step in range(16)]
+    assert sorted(flat(seen[:5])) == sorted([*range(0, 60, 3)] * 2)
+    assert len(set(flat(seen[5:8]))) == 24
+    assert sorted(flat(seen[8:])) == list(range(60))
+    assert flat(seen[5:8]) != flat(seen[8:])[:24]  # another stage, another draw
+    assert [loader.epoch_of(step) for step in (0, 3, 5, 8, 16)] == pytest.approx([0, 1.2, 0, 0, 1])
+
+
+def test_the_first_stage_draws_as_a_run_of_one_stage():
+    dataset = make_set(60)
+    staged, alone = in_stages(dataset, Stage(steps=4), Stage(steps=4)), make_loader(dataset, steps=4, epochs=None)
+    for step in range(4):
+        assert_equal(staged.batch(step), alone.batch(step))
+
+
+@pytest.mark.parametrize(("order", "name"), [("length", "lengths_N"), ("answers", "answers_N")])
+def test_an_ordered_stage_begins_with_the_easy_ones(order, name):
+    dataset = make_set(8000, seed=2)
+    loader = in_stages(dataset, Stage(epochs=2, order=order))
+    steps = loader.total_steps // 2
+    difficulty = getattr(dataset, name)
+    means = [difficulty[sequences_in(loader.batch(step))].mean() for step in range(2 * steps)]
+    thirds = [np.mean(means[i * steps // 3 : (i + 1) * steps // 3]) for i in range(6)]
+    assert thirds[0] < thirds[1] < thirds[2] and thirds[3] < thirds[4] < thirds[5] and thirds[3] < thirds[2]
+    seen = [i for step in range(steps - 1) for i in sequences_in(loader.batch(step))]
+    assert len(seen) == len(set(seen))
+    random = in_stages(dataset, Stage(epochs=1))
+    # Half of these are longer than half a row: of them two never share one.
+    assert loader.rows_per_epoch() < 1.3 * random.rows_per_epoch()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_random_access_across_stages_equals_sequential(data):
+    dataset = make_set(data.draw(st.integers(3, 40)), seed=3)
+    share = Mixture([Share("s", np.arange(3), 2), Share("t", np.arange(len(dataset)), 5)], seed=1)
+    stages = [Stage(epochs=1.5, mixture=share), Stage(steps=4, order="length"), Stage(epochs=2)]
+    sequential = in_stages(dataset, *stages)
+    batches = [sequential.batch(step) for step in range(sequential.total_steps)]
+    fresh = in_stages(dataset, *stages)
+    for step in data.draw(st.lists(st.integers(0, sequential.total_steps - 1), max_size=12)):
+        assert_equal(fresh.batch(step), batches[step])

@@ -98,7 +98,6 @@ def make_loader(dataset, *, batch_size=4, max_length=64):
         packing=True,
         sources=dataset.sources,
         seed=0,
-        epochs=1,
     )
 
 

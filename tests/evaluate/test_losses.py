@@ -72,9 +72,7 @@ def by_hand(dataset, params):
 
 def losses_of(dataset, params, *, sizes, batch_size, packing=True, sources=("even", "odd")):
     mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]), jax.devices()[: math.prod(sizes)])
-    loader = Loader(
-        dataset, batch_size=batch_size, max_length=256, packing=packing, sources=sources, seed=None, epochs=1
-    )
+    loader = Loader(dataset, batch_size=batch_size, max_length=256, packing=packing, sources=sources, seed=None)
     graphdef = build(MODEL, dtype="float32", attention="auto")
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shard_params(abstract_params(MODEL), mesh))
@@ -129,7 +127,7 @@ def test_the_sums_of_many_batches_lose_no_digit(dataset):
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     one = dataclasses.replace(dataset, sources=("all",), source_ids_N=np.zeros_like(dataset.source_ids_N))
-    loader = Loader(one, batch_size=1, max_length=256, packing=False, sources=("all",), seed=None, epochs=1)
+    loader = Loader(one, batch_size=1, max_length=256, packing=False, sources=("all",), seed=None)
     losses = evaluate_losses(eval_step, {}, frozen={}, loader=loader, mesh=mesh, sources=("all",))
     assert losses.loss * 11 == pytest.approx(2**24 + 10, rel=1e-12)
 

@@ -1,0 +1,140 @@
+"""What a run reads: its sets, tokenised; its batches, stage after stage; what a resume must find as it was.
+
+In: a RunConfig and the model's chat template. Out: tokenised sets and loaders, numpy only.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jax_sft.config import RunConfig, SetConfig
+from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
+from jax_sft.data.loader import Loader, Stage
+from jax_sft.data.mixture import Mixture, mixture
+from jax_sft.hf.load import Pretrained
+from jax_sft.hf.stored import weights_hash
+
+_log = logging.getLogger(__name__)
+
+
+def load_sets(
+    config: RunConfig, template: ChatTemplate, workdir: pathlib.Path, *, max_positions: int
+) -> tuple[TokenizedSet, TokenizedSet | None]:
+    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir."""
+    cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
+    sets = []
+    for name, paths in (("train", config.data.sets or config.data.train), ("validation", config.data.validation)):
+        found = tokenize(config.data, paths, template, cache_dir=cache) if paths else None
+        if found is not None:
+            check_context(found, max_positions, name=f"data.{name}")
+            for line in found.account.lines():
+                _log.info("%s: %s", name, line)
+        sets.append(found)
+    return sets[0], sets[1]
+
+
+def training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
+    """The batches of the whole training, stage after stage.
+
+    Raises:
+        ValueError: a set of the mixture has nothing to give.
+    """
+    return Loader(
+        train_set,
+        stages=_stages_of(config, train_set),
+        batch_size=config.train.batch_size,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        sources=sources,
+        seed=config.seed,
+    )
+
+
+def epoch_loader(config: RunConfig, dataset: TokenizedSet, *, is_mixed: bool) -> Loader:
+    """The batches of one epoch, as the first of a training would be, of all sets or as the config mixes them."""
+    drawn = _mixture_of(config, dataset, {}) if is_mixed else None
+    return Loader(
+        dataset,
+        stages=[Stage(epochs=1, mixture=drawn)],
+        batch_size=config.train.batch_size,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        sources=dataset.sources,
+        seed=config.seed,
+    )
+
+
+def _stages_of(config: RunConfig, train_set: TokenizedSet) -> list[Stage]:
+    """The parts of the training; one, if the config names none."""
+    if not config.stages:
+        drawn = _mixture_of(config, train_set, {})
+        return [Stage(epochs=config.train.epochs, steps=config.train.steps, mixture=drawn)]
+    return [
+        Stage(
+            epochs=stage.epochs,
+            steps=stage.steps,
+            mixture=_mixture_of(config, train_set, stage.weights),
+            order=stage.order,
+        )
+        for stage in config.stages
+    ]
+
+
+def _mixture_of(config: RunConfig, train_set: TokenizedSet, weights: Mapping[str, float]) -> Mixture | None:
+    """What an epoch draws of the named sets; None if there are none."""
+    sets = config.data.sets
+    if not sets:
+        return None
+    members = {name: train_set.of_source(name) for name in sets}
+    return mixture(sets, members, seed=config.seed, temperature=config.data.temperature, weights=weights)
+
+
+def rates(config: RunConfig, loader: Loader) -> list[tuple[int, float | None]]:
+    """Steps and learning rate of each stage."""
+    steps = np.diff(loader.stage_ends, prepend=0).tolist()
+    return [(n, stage.lr) for n, stage in zip(steps, config.stages, strict=True)] if config.stages else []
+
+
+def validation_loader(config: RunConfig, validation_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
+    """One pass over the validation set in a fixed order, in batches of a micro-batch's size."""
+    return Loader(
+        validation_set,
+        batch_size=config.train.batch_size // config.train.accumulation,
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        sources=sources,
+        seed=None,
+    )
+
+
+def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
+    """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
+    # What the data's hash is made of is said beside it, so that a difference has a name.
+    options = {f"data.{name}": getattr(config.data, name) for name in OPTIONS}
+    return options | {
+        "model": dataclasses.asdict(base.config),
+        "model.weights": weights_hash(base.path),
+        "model.dtype": config.model.dtype,
+        **({"model.new_rows": config.model.new_rows} if base.new_ids else {}),
+        "data": train_set.fingerprint,
+        "data.max_length": config.data.max_length,
+        "data.packing": config.data.packing,
+        **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),
+        **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
+        **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
+        "seed": config.seed,
+        "train.batch_size": config.train.batch_size,
+        "train.epochs": config.train.epochs,
+        "train.steps": config.train.steps,
+        **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
+    }
+
+
+def _drawn(part: SetConfig) -> dict[str, Any]:
+    """What a set says beside its files, which the data's hash knows."""
+    return {name: value for name, value in dataclasses.asdict(part).items() if name != "paths"}
