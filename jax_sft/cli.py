@@ -291,10 +291,10 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
-    from jax_sft.hf.load import load_configured
+    from jax_sft.parameters import load_base
     from jax_sft.run_data import epoch_loader
 
-    base = load_configured(run.model, seed=run.seed)
+    base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     for name, paths in (("train", run.data.sets or run.data.train), ("validation", run.data.validation)):
         if not paths:
@@ -401,17 +401,20 @@ def _askable(
     """The prompts that every model has room for: two columns of answers are answers to the same prompts."""
     from jax_sft.evaluate.answers import askable
     from jax_sft.hf.load import load_pretrained
+    from jax_sft.hf.peft import with_template_of
 
-    for model, template, _ in asked:
+    for model, template, adapters in asked:
         base = load_pretrained(model, revision=options.revision, chat_template=template)
-        prompts, reasons = askable(
-            prompts,
-            template=base.template,
-            max_positions=base.config.max_positions,
-            max_new_tokens=options.max_new_tokens,
-        )
-        for reason in reasons:
-            print(f"left out, {model} cannot answer {reason}", file=sys.stderr)
+        own = {adapter: with_template_of(adapter, base) for adapter in adapters} if template is None else {}
+        for name, speaker in (own or {model: base}).items():
+            prompts, reasons = askable(
+                prompts,
+                template=speaker.template,
+                max_positions=base.config.max_positions,
+                max_new_tokens=options.max_new_tokens,
+            )
+            for reason in reasons:
+                print(f"left out, {name} cannot answer {reason}", file=sys.stderr)
     return prompts
 
 

@@ -20,14 +20,14 @@ from jax_sft.config import MeshConfig, RunConfig, export_dtype
 from jax_sft.evaluate.losses import Losses
 from jax_sft.exam import Exam, examine, logits_of, make_exam
 from jax_sft.hf.folder import HUB_ID
-from jax_sft.hf.load import Pretrained, load_configured, load_model, load_pretrained
+from jax_sft.hf.load import Pretrained, load_model, load_pretrained
 from jax_sft.hf.peft import with_template_of
 from jax_sft.hf.save import save_model
 from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.hf.stored import weights_hash
 from jax_sft.manifest import read_config
 from jax_sft.model.lora import merged
-from jax_sft.parameters import Parameters, joined, of_adapter, parameters
+from jax_sft.parameters import Parameters, joined, load_base, of_adapter, parameters
 from jax_sft.progress import stage
 from jax_sft.sharding import make_mesh, shard_params
 
@@ -93,6 +93,9 @@ def write_trained(
     Raises:
         ValueError: of `write_export`; the merged model says something else than the adapters beside their base.
     """
+    if plan.base in ("int8", "nf4"):
+        export = dataclasses.replace(export, facts=export.facts | {"base while training": _held(plan.base)})
+        _log.info("exported for the base as its files have it; it was %s", _held(plan.base))
     if form == "adapter":
         assert plan.lora is not None
         write_adapter(
@@ -134,6 +137,10 @@ def _as_before(base: Pretrained) -> dict[str, Any]:
         "stop_ids": base.template.stop_ids,
         "source": base.path,
     }
+
+
+def _held(kind: str) -> str:
+    return f"held in {kind}, which the validation losses of the training are of"
 
 
 def _source_config(plan: Parameters, revision: str | None) -> dict[str, Any] | None:
@@ -220,7 +227,7 @@ def export_workdir(
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
     """
     config = read_config(workdir)
-    base = load_configured(config.model, seed=config.seed)
+    base = load_base(config)
     mesh = make_mesh(MeshConfig())
     plan = parameters(config, base)
     form = form or config.export.format or "full"
@@ -257,7 +264,7 @@ def export_workdir(
         exam=make_exam(base, config.data, config.evaluate.prompts) if certified else None,
         name=name,
     )
-    frozen = {} if form == "merged" else plan.load_frozen(base, mesh)
+    frozen = plan.load_frozen(base, mesh) if form == "full" else {}  # else it is read as its files have it
     write_trained(
         base,
         plan,
@@ -331,9 +338,8 @@ def export_model(
     dtype = dtype or (plan.adapter.dtype if form == "adapter" else _stored_dtype(base))
     facts = {"base model": _public_name(source), "adapter": _public_name(adapter)}
     export = told(dtype=dtype, facts=facts, exam=make_exam(base) if certified else None)
-    frozen = {} if form == "merged" else plan.load_frozen(base, mesh)
     base_name = plan.adapter.base_name or source
-    write_trained(base, plan, plan.load_adapter(mesh), frozen, export, form=form, base_name=base_name)
+    write_trained(base, plan, plan.load_adapter(mesh), {}, export, form=form, base_name=base_name)
 
 
 def _stored_dtype(base: Pretrained) -> str:

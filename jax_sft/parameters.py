@@ -17,8 +17,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from jax_sft.config import RunConfig
-from jax_sft.hf.load import Pretrained, load_params
-from jax_sft.hf.peft import Adapter, check_base, read_adapter
+from jax_sft.hf.load import Pretrained, load_configured, load_params
+from jax_sft.hf.peft import Adapter, check_base, read_adapter, with_template_of
 from jax_sft.hf.stored import weights_hash
 from jax_sft.hf.targets import adaptation, frozen_layers, in_words, summary, trained_in_full
 from jax_sft.model.config import ModelConfig
@@ -158,6 +158,18 @@ class Parameters:
             return self.load_adapter(mesh)
         places = shard_params({"lora": self.abstract_trained["lora"]}, mesh)
         return initial_factors(self.lora, base, self.model.sizes, seed=seed, places=places)
+
+
+def load_base(config: RunConfig) -> Pretrained:
+    """The model of a run, without weights; with the chat template of the adapter it goes on from, if nobody names one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    base = load_configured(config.model, seed=config.seed)
+    if config.lora.adapter is None or config.model.chat_template is not None:
+        return base
+    return with_template_of(config.lora.adapter, base)
 
 
 def of_adapter(folder: str, base: Pretrained) -> Parameters:

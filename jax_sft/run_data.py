@@ -128,6 +128,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
         **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
         "seed": config.seed,
+        **({"lora.b_lr_ratio": config.lora.b_lr_ratio} if config.lora.b_lr_ratio != 1 else {}),
         "train.batch_size": config.train.batch_size,
         "train.epochs": config.train.epochs,
         "train.steps": config.train.steps,

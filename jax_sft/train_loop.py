@@ -31,7 +31,7 @@ from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.exam import make_exam
 from jax_sft.export import Export, training_facts, write_trained
 from jax_sft.generate import Sampling
-from jax_sft.hf.load import Pretrained, load_configured
+from jax_sft.hf.load import Pretrained
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.hf.save_adapter import check_form
@@ -42,7 +42,7 @@ from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
-from jax_sft.parameters import Parameters, joined, parameters
+from jax_sft.parameters import Parameters, joined, load_base, parameters
 from jax_sft.run_data import load_sets, rates, resume_fingerprint, training_loader, validation_loader
 from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
@@ -122,7 +122,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     check_shard_size(config.export.max_shard_size)
     _first_process_does(lambda: _check_ends(config, workdir), what="what the first process checks first")
     mesh = make_mesh(config.mesh)
-    base = load_configured(config.model, seed=config.seed)
+    base = load_base(config)
     for name, value in dropouts(base.hf_config).items():
         _log.info("config.json names %s = %s: no dropout is applied in training", name, value)
     for name, value in unread_by_transformers(base.hf_config).items():
@@ -238,6 +238,12 @@ def _first_process_does(check: Callable[[], Any], *, what: str) -> None:
 def _check_ends(config: RunConfig, workdir: pathlib.Path) -> None:
     """What the end of the run needs is there before its beginning."""
     check_destination(workdir / "export")
+    adapter = config.lora.adapter
+    if adapter is not None and pathlib.Path(adapter).expanduser().resolve() == (workdir / "export").resolve():
+        raise ValueError(
+            f"lora.adapter = {adapter!r} is where this run puts its own export, which would replace it; name another "
+            "workdir"
+        )
     if config.export.push_to is not None:
         check_push(config.export.push_to)
 

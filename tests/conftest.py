@@ -12,9 +12,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CLIMATE = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "8",
-    # The other scheduler of XLA:CPU may start independent collectives of one step in another order on each of eight
-    # devices that share two cores, and then all wait forever.
-    "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",  # bf16 + f32 without a cast is an error, not a silent float32
     "JAX_NUMPY_RANK_PROMOTION": "raise",  # BT + BTD without an explicit axis is an error
     "HF_HUB_OFFLINE": "1",
@@ -27,7 +24,7 @@ CLIMATE = {
 
 # A GPU or TPU run names its platform: JAX_PLATFORMS=cuda pytest -m gpu
 if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
-    for _name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES"):
+    for _name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES"):
         CLIMATE.pop(_name)
 
 os.environ.update(CLIMATE)

@@ -22,6 +22,8 @@ from tests.hf.family_cases import write_family
 from tests.hf.peft_cases import random_adapter, write
 from tests.tiny import CHATML, run_config, write_model
 
+# Rows are spread and weights are not: XLA:CPU may deadlock where eight devices share two cores.
+ROWS_ALONE = ("mesh.data=8", "mesh.fsdp=1")
 PLAIN = CHATML.replace("\n", " ")
 
 
@@ -30,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A tiny model, `one` and `two`: adapters on it, the second with a chat template of its own."""
     folder = tmp_path_factory.mktemp("adapters")
     for name, lr in (("one", "1e-2"), ("two", "3e-2")):
-        config = run_config(folder, "lora.rank=4", "lora.base=float32", f"optim.lr={lr}")
+        config = run_config(folder, "lora.rank=4", "lora.base=float32", f"optim.lr={lr}", *ROWS_ALONE)
         train(config, folder / name, command="")
     (folder / "two" / "export" / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
     return folder
@@ -71,7 +73,7 @@ def test_a_broken_template_in_an_adapters_folder_is_named_there(place: pathlib.P
 def test_a_run_whose_adapter_could_not_be_written_ends_before_it_starts(place: pathlib.Path, tmp_path: pathlib.Path):
     write_family(tmp_path / "model", "starcoder2")
     said = (f"model.path={tmp_path / 'model'}", "model.chat_template=chatml", "lora.rank=2", "lora.base=float32")
-    config = run_config(place, *said, r"lora.modules_to_save=('model\\.norm\\.weight',)")
+    config = run_config(place, *said, r"lora.modules_to_save=('model\\.norm\\.weight',)", *ROWS_ALONE)
     with pytest.raises(ValueError, match=r"PEFT saves model.norm as a whole, .*export.format = 'merged'"):
         train(config, tmp_path / "run", command="")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
@@ -81,7 +83,7 @@ def test_a_tied_embedding_trained_in_full_under_an_adapted_head_comes_back_as_it
     place: pathlib.Path, tmp_path: pathlib.Path
 ):
     said = ("lora.rank=2", "lora.base=float32", "lora.targets=('head',)", "lora.modules_to_save=('embeddings',)")
-    config = run_config(place, *said, "train.steps=2", "export.certify=True")
+    config = run_config(place, *said, "train.steps=2", "export.certify=True", *ROWS_ALONE)
     train(config, tmp_path / "run", command="")  # PEFT agrees, where it is installed
     base = load_pretrained(place / "model")
     before, again = parameters(config, base), of_adapter(str(tmp_path / "run" / "export"), base)
@@ -187,7 +189,7 @@ def test_a_base_with_other_weights_is_refused_at_every_door(place: pathlib.Path,
 def test_an_adapter_that_changed_under_a_run_is_refused(place: pathlib.Path, tmp_path: pathlib.Path):
     start = tmp_path / "start"
     shutil.copytree(place / "one" / "export", start)
-    config = run_config(place, f"lora.adapter={start}", "lora.base=float32", "train.steps=2")
+    config = run_config(place, f"lora.adapter={start}", "lora.base=float32", "train.steps=2", *ROWS_ALONE)
     train(config, tmp_path / "run", command="")
     file = start / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 80}), encoding="utf-8")

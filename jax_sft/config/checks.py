@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from jax_sft.config.sections import LoraConfig, RunConfig
 
-TARGETS = ("all-linear", "attention", "mlp", "experts", "embeddings", "head")  # kinds of modules
 TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
 LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
 _ROLES = ("assistant", "user", "system", "developer", "tool", "all")

@@ -31,7 +31,8 @@ class LoraConfig:
     rank: int = 0  # 0: no adapters, full fine-tuning
     alpha: float | None = None  # what adapters say counts alpha / rank times; None: twice the rank
     dropout: float | None = None  # of what goes into them; None: none, or what lora.adapter says
-    # Kinds (see TARGETS) or module names as in the Hugging Face folder: "q_proj", "self_attn", a regular expression.
+    # Kinds (all-linear, attention, mlp, experts, embeddings, head) or module names as in the Hugging Face folder:
+    # "q_proj", "self_attn", a regular expression.
     targets: tuple[str, ...] = ("all-linear",)
     layers: str | None = None  # such as "0-3,20-27"; None: all
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)  # other ranks, by module name

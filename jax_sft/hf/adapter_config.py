@@ -69,6 +69,24 @@ def read_adapter_config(folder: str | pathlib.Path) -> dict[str, Any]:
     return config
 
 
+def is_named(config: Mapping[str, Any], module: str) -> bool:
+    """Whether target_modules and layers_to_transform name a module, by PEFT's rule (`check_target_module_exists`)."""
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    if config.get("exclude_modules") or not targets or targets == "all-linear":
+        return False  # what that was, only the tensors say
+    if any(re.match(rf"(^|.*\.){whole}($|\..*)", module) for whole in config.get("modules_to_save") or ()):
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    if module in targets:
+        return True
+    if not any(module.endswith(f".{target}") for target in targets):
+        return False
+    number = re.search(r"\.layers\.(\d+)\.", module)
+    chosen = [layers] if isinstance(layers, int) else layers
+    return not chosen or number is None or int(number[1]) in chosen
+
+
 class Strength(NamedTuple):
     """What adapter_config.json says of one module."""
 

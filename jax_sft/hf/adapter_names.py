@@ -23,8 +23,6 @@ from jax_sft.model.lora import Letters, letters
 
 PREFIX = "base_model.model."
 EMBED, HEAD = "model.embed_tokens", "lm_head"
-_LINEAR = (".lora_A.weight", ".lora_B.weight")
-_EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 MAGNITUDE = ".lora_magnitude_vector"
 BASE_LAYER = ".base_layer.weight"  # the base's own matrix, which PEFT saves beside an adapter of embedding or head
 
@@ -48,11 +46,6 @@ class Site:
     def modules(self) -> dict[names.Shape, str]:
         """Names of the modules, by their place in the stack."""
         return {at: name.removesuffix(".weight") for at, name in self.rules[0].names.items()}
-
-    @property
-    def endings(self) -> tuple[str, str]:
-        """What the tensors of A and B are called, after the module."""
-        return _EMBEDDING if self.module == EMBED else _LINEAR
 
     @property
     def inputs(self) -> int:

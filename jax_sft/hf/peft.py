@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_sft.data.template import check_template
 from jax_sft.hf import names, tensorfile
-from jax_sft.hf.adapter_config import CONFIG, Strength, read_adapter_config, strength_of
+from jax_sft.hf.adapter_config import CONFIG, Strength, is_named, read_adapter_config, strength_of
 from jax_sft.hf.adapter_names import (
     BASE_LAYER,
     EMBED,
@@ -80,6 +80,7 @@ def read_adapter(folder: str | pathlib.Path, model: ModelConfig) -> Adapter:
     entries = tensorfile.read_header(_weights_file(folder))
     read = _sorted_out(entries, folder)
     all_sites = sites(model)
+    _check_whole(read, all_sites, folder, config)
     _check_strengths(read, folder, config)
     _check_fit(read, all_sites, model, folder, config)
     lora, params = _factors(read, all_sites, model, folder, config)
@@ -213,6 +214,21 @@ def _check_strengths(read: _Read, folder: pathlib.Path, config: Mapping[str, Any
             f"adapter {folder}: lora_alpha = 0 with use_dora leaves only the magnitudes of "
             f"{', '.join(names.folded(silent))}, which is not modelled; merge the adapter into its base with PEFT's "
             "merge_and_unload, and name the result with --model"
+        )
+
+
+def _check_whole(read: _Read, all_sites: list[Site], folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Each module that the config names has its tensors; of experts, which PEFT adapts in several ways, none need."""
+    if not read.factors:
+        raise ValueError(
+            f"adapter {folder}: {WEIGHTS} holds no tensors of an adapter (lora_A, lora_B); copy or download it again"
+        )
+    dense = [name for site in all_sites if "E" not in site.letters(0).stack for name in site.modules.values()]
+    lacking = names.folded([name for name in dense if is_named(config, name) and name not in read.factors])
+    if lacking:
+        raise ValueError(
+            f"adapter {folder}: {CONFIG} names {', '.join(lacking)}, and {WEIGHTS} lacks their tensors; copy or "
+            "download it again"
         )
 
 

@@ -152,7 +152,8 @@ def initial_factors(
         weight = base[leaf if leaf in base else "embed_VD"]  # a tied head
         start = functools.partial(_initial_of, lora, target, node[leaf], seed=seed)
         is_read = lora.dora or lora.start == "pissa"
-        node[leaf] = jax.jit(start, out_shardings=place and place[leaf])(weight if is_read else None)
+        with jax.default_matmul_precision("highest"):  # for the orthogonal bases of PiSSA
+            node[leaf] = jax.jit(start, out_shardings=place and place[leaf])(weight if is_read else None)
     return tree
 
 
@@ -276,8 +277,9 @@ def output_gain(weight: Any, a: jax.Array, b: jax.Array, magnitude: jax.Array, s
     a, b = jax.lax.stop_gradient((a.astype(jnp.float32), b.astype(jnp.float32)))
     w = dense(weight, jnp.float32).reshape(-1, *weight.shape[a.ndim - 1 :])
     a_DR = a.reshape(w.shape[0], -1)
-    cross = jnp.tensordot(a_DR, w, axes=(0, 0))
-    product = jnp.tensordot(a_DR.T @ a_DR, b, axes=(1, 0))
+    with jax.default_matmul_precision("highest"):  # a TPU would multiply in bfloat16, and `merged` does not
+        cross = jnp.tensordot(a_DR, w, axes=(0, 0))
+        product = jnp.tensordot(a_DR.T @ a_DR, b, axes=(1, 0))
     squares = jnp.sum(jnp.square(w), axis=0) + jnp.sum(b * (2 * scale * cross + scale**2 * product), axis=0)
     gain = magnitude / jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
     return jnp.where(scale == 0, jnp.ones_like(gain), gain)

@@ -414,7 +414,7 @@ def test_an_embedding_and_a_head_that_differ_are_refused_where_the_base_ties_the
 def test_dora_of_a_head_is_refused(golden: pathlib.Path):
     head = {"lora_A.weight": (4, 16), "lora_B.weight": (31, 4), "lora_magnitude_vector": (31,)}
     save_file({f"base_model.model.lm_head.{k}": np.ones(shape, "f4") for k, shape in head.items()}, golden / FILE)
-    say(golden, use_dora=True)
+    say(golden, use_dora=True, target_modules=["lm_head"])
     with pytest.raises(ValueError, match="lm_head: DoRA of embedding, head and experts is not modelled"):
         read_adapter(golden, LLAMA)
 
