@@ -16,7 +16,7 @@ from jax_sft.export import export_model, export_workdir
 from jax_sft.hf.load import load_pretrained
 from jax_sft.hf.tensorfile import read_header
 from jax_sft.model.lora import Target
-from jax_sft.parameters import of_adapter, parameters
+from jax_sft.parameters import load_base, of_adapter, parameters
 from jax_sft.train_loop import train
 from tests.hf.family_cases import write_family
 from tests.hf.peft_cases import random_adapter, write
@@ -196,4 +196,19 @@ def test_an_adapter_that_changed_under_a_run_is_refused(place: pathlib.Path, tmp
     with pytest.raises(ValueError, match="the adapter that the run went on from has changed since"):
         export_workdir(tmp_path / "run", tmp_path / "out")
     with pytest.raises(ValueError, match=r"cannot go on with another configuration"):
+        train(config, tmp_path / "run", command="")
+
+
+def test_training_goes_on_with_the_template_of_the_adapter_unless_the_config_names_one(place: pathlib.Path):
+    one, two = of(place, "one", "two")
+    assert load_base(run_config(place, f"lora.adapter={one}")).chat_template == CHATML
+    assert load_base(run_config(place, f"lora.adapter={two}")).chat_template == PLAIN
+    named = load_base(run_config(place, f"lora.adapter={two}", "model.chat_template=alpaca"))
+    assert named.chat_template not in (CHATML, PLAIN)
+
+
+def test_a_run_does_not_replace_the_adapter_it_goes_on_from(place: pathlib.Path, tmp_path: pathlib.Path):
+    shutil.copytree(place / "one" / "export", tmp_path / "run" / "export")
+    config = run_config(place, f"lora.adapter={tmp_path / 'run' / 'export'}")
+    with pytest.raises(ValueError, match="is where this run puts its own export, which would replace it"):
         train(config, tmp_path / "run", command="")

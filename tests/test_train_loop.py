@@ -291,6 +291,15 @@ def test_how_new_rows_start_is_part_of_a_resume_where_there_are_some(folder):
     assert "model.new_rows" not in fingerprint()
 
 
+def test_the_ratio_of_lora_plus_is_part_of_a_resume(folder):
+    def fingerprint(*overrides):
+        config = run_config(folder, "lora.rank=2", *overrides)
+        data: Any = SimpleNamespace(fingerprint="data")
+        return resume_fingerprint(config, load_configured(config.model, seed=config.seed), data)
+
+    assert fingerprint() | {"lora.b_lr_ratio": 4.0} == fingerprint("lora.b_lr_ratio=4.0")
+
+
 @pytest.mark.parametrize("starts", ["null", "3", '"text"', "[1]"])
 def test_a_manifest_with_damaged_starts_is_written_anew(folder, tmp_path, starts, caplog):
     (tmp_path / "manifest.json").write_text(f'{{"starts": {starts}}}')

@@ -14,8 +14,8 @@ _MODEL = (
     "`chat_template.jinja`; the tokens it was trained to stop at are in `generation_config.json`.",
 )
 _ADAPTER = (
-    "A LoRA adapter trained with jax-sft, for the base model below. It loads in PEFT and vLLM. The template it was",
-    "trained with is in `chat_template.jinja`; the tokens it was trained to stop at are in `generation_config.json`.",
+    "A LoRA adapter trained with jax-sft, for the base model below. It loads in PEFT. The template it was trained with",
+    "is in `chat_template.jinja`; the tokens it was trained to stop at are in `generation_config.json`.",
 )
 _TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained("{name}")'
 _LOAD = (

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from jax_sft.config import MeshConfig
 from jax_sft.hf import names
+from jax_sft.hf.adapter_config import is_named
+from jax_sft.hf.adapter_names import sites
 from jax_sft.hf.load import load_pretrained
 from jax_sft.hf.peft import Adapter, check_base, read_adapter
 from jax_sft.hf.stored import weights_hash
@@ -409,6 +411,37 @@ def test_an_embedding_and_a_head_that_differ_are_refused_where_the_base_ties_the
     again = read_adapter(golden, tied)
     np.testing.assert_array_equal(again.params["embed_VD"], table)
     assert not again.base_params
+
+
+def test_an_adapter_that_lacks_a_module_or_all_of_them_is_refused(golden: pathlib.Path):
+    held = load_file(golden / FILE)
+    save_file({k: x for k, x in held.items() if ".layers.1." not in k}, golden / FILE)
+    with pytest.raises(ValueError, match=r"names model\.layers\.1\.self_attn\.q_proj, .*lacks their tensors; copy"):
+        read_adapter(golden, LLAMA)
+    say(golden, layers_to_transform=[0, 2, 3])
+    assert [t.ranks[1] for t in read_adapter(golden, LLAMA).lora.targets] == [0] * 7
+    save_file({"base_model.model.model.norm.weight": np.ones(16, "f4")}, golden / FILE)
+    with pytest.raises(ValueError, match="holds no tensors of an adapter"):
+        read_adapter(golden, LLAMA)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": 1},
+        {"target_modules": ["q_proj"], "modules_to_save": ["self_attn"]},
+        {"target_modules": ["model.layers.2.self_attn.q_proj", "v_proj"], "layers_to_transform": [0, 3]},
+        {"target_modules": r"model\.layers\.[02]\.mlp\..*_proj"},
+        {"target_modules": ["down_proj"], "layers_to_transform": []},
+    ],
+)
+def test_modules_are_named_as_peft_names_them(said: dict[str, Any]):
+    peft = pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = peft.LoraConfig(**said)
+    modules = [name for site in sites(LLAMA) for name in site.modules.values()]
+    assert [is_named(said, m) for m in modules] == [bool(check_target_module_exists(config, m)) for m in modules]
 
 
 def test_dora_of_a_head_is_refused(golden: pathlib.Path):
