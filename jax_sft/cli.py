@@ -336,6 +336,10 @@ def _start_devices() -> None:
             f"{asked}: JAX cannot start: {reason}; install jax-sft[cuda12], [cuda13] or [tpu] for it, or unset "
             "JAX_PLATFORMS"
         ) from error
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        # A program that XLA:CPU reads back from the cache may run its collectives in another order in each process, and
+        # all wait for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _load(

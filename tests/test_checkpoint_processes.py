@@ -122,7 +122,10 @@ else:
 def start(root, devices, **options):
     defaults = {"root": str(root), "steps": STEPS, "vocabulary": 64, "data": 2}
     environment = dict(
-        os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=os.pathsep.join([str(REPOSITORY), *sys.path])
+        os.environ,
+        JAX_NUM_CPU_DEVICES=str(devices),
+        JAX_ENABLE_COMPILATION_CACHE="false",  # as `cli._start_devices` has it
+        PYTHONPATH=os.pathsep.join([str(REPOSITORY), *sys.path]),
     )
     root.mkdir(exist_ok=True)
     return subprocess.Popen(

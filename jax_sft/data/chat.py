@@ -72,7 +72,7 @@ def to_sequences(
     account.kept += 1
     account.use(method)
     for change in sorted(changes | {f"answers left out, {reason}" for reason in reasons}):
-        account.alter(change)
+        account.alter(change, where)
     return sequences
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 EXAMPLES_PER_REASON = 5
+EXCERPT_CHARACTERS = 300
 
 
 class DataError(ValueError):
@@ -69,25 +70,29 @@ class Account:
 
     read: int = 0  # conversations
     kept: int = 0  # conversations that gave at least one sequence
+    held_out: int = 0  # conversations that go to validation
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)  # reason -> conversations
-    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # reason or note -> the first few places
+    # Of each reason, change or note the first few places, and what was found in each of them ("" where nobody says).
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    excerpts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     altered: dict[str, int] = dataclasses.field(default_factory=dict)  # kept, but not as it came -> conversations
     noted: dict[str, int] = dataclasses.field(default_factory=dict)  # left as it came, but odd -> conversations
     method: dict[str, int] = dataclasses.field(default_factory=dict)  # how trained spans were found -> conversations
 
-    def drop(self, reason: str, where: str) -> None:
+    def drop(self, reason: str, where: str, excerpt: str = "") -> None:
         """Count one conversation that is not trained on."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        self._exemplify(reason, where)
+        self._exemplify(reason, where, excerpt)
 
-    def alter(self, what: str) -> None:
+    def alter(self, what: str, where: str, excerpt: str = "") -> None:
         """Count one conversation that is trained on, but not as it came."""
         self.altered[what] = self.altered.get(what, 0) + 1
+        self._exemplify(what, where, excerpt)
 
-    def note(self, what: str, where: str) -> None:
+    def note(self, what: str, where: str, excerpt: str = "") -> None:
         """Count one conversation that stays as it came, but has something that one would want to know."""
         self.noted[what] = self.noted.get(what, 0) + 1
-        self._exemplify(what, where)
+        self._exemplify(what, where, excerpt)
 
     def use(self, method: str) -> None:
         """Count one conversation whose trained spans were found by `method`."""
@@ -97,6 +102,7 @@ class Account:
         """Add another account (of another file or worker) to this one, in place."""
         self.read += other.read
         self.kept += other.kept
+        self.held_out += other.held_out
         for mine, theirs in (
             (self.dropped, other.dropped),
             (self.altered, other.altered),
@@ -106,8 +112,8 @@ class Account:
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
         for reason, places in other.examples.items():
-            kept_places = self.examples.setdefault(reason, [])
-            kept_places.extend(places[: EXAMPLES_PER_REASON - len(kept_places)])
+            for where, excerpt in zip(places, other.excerpts[reason], strict=True):
+                self._exemplify(reason, where, excerpt)
 
     def __add__(self, other: "Account") -> "Account":
         total = Account()
@@ -119,6 +125,7 @@ class Account:
         """The account as text for the terminal: one line, and one more for each thing that one may have to look at."""
         methods = ", ".join(f"{m} ({n})" for m, n in self.method.items())
         out = [f"read {self.read}, kept {self.kept}, dropped {sum(self.dropped.values())}"]
+        out[0] += f", held out {self.held_out}" if self.held_out else ""
         out[0] += f"; trained spans found by {methods}" if methods else ""
         for kind, counts in (("dropped", self.dropped), ("altered", self.altered), ("noted", self.noted)):
             for what, count in sorted(counts.items(), key=lambda item: -item[1]):
@@ -126,7 +133,8 @@ class Account:
                 out.append(f"  {kind} {count}: {what}" + (f" (first: {', '.join(places)})" if places else ""))
         return out
 
-    def _exemplify(self, what: str, where: str) -> None:
+    def _exemplify(self, what: str, where: str, excerpt: str) -> None:
         places = self.examples.setdefault(what, [])
         if len(places) < EXAMPLES_PER_REASON:
             places.append(where)
+            self.excerpts.setdefault(what, []).append(excerpt[:EXCERPT_CHARACTERS])

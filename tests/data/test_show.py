@@ -272,7 +272,7 @@ def test_the_report_counts_what_went_in_and_out_and_how_it_is_packed():
     for line in (3, 5, 8):
         account.drop("no message to train on", f"chat.jsonl:{line}")
     account.drop("of two\x1b[0m lines", "chat.jsonl:9")
-    account.alter("truncated")
+    account.alter("truncated", "chat.jsonl:2")
     account.note("the same id", "chat.jsonl:7")
     account.use("prefix")
     dataset = make_set([sequence_of([7] * 31, [0.0] * 21 + [1.0] * 10)] * 4, account)

@@ -94,7 +94,7 @@ def test_rows_that_went_the_same_way_are_told_once_and_others_by_model(capsys):
     same = {name: Account(read=3, kept=2, dropped={"odd": 1}) for name in ("base", "tuned")}
     print_accounts(same)
     assert capsys.readouterr().out == "read 3, kept 2, dropped 1\n  dropped 1: odd\n"
-    same["tuned"].alter("cut")
+    same["tuned"].alter("cut", "rows.jsonl:1")
     print_accounts(same)
     assert capsys.readouterr().out.splitlines() == [
         "base: read 3, kept 2, dropped 1",

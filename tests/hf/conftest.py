@@ -31,7 +31,8 @@ def two_processes(free_port: int) -> TwoProcesses:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": ".", "JAX_NUM_CPU_DEVICES": str(devices)},
+                env=os.environ
+                | {"PYTHONPATH": ".", "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_NUM_CPU_DEVICES": str(devices)},
             )
             for rank in range(2)
         ]

@@ -70,7 +70,7 @@ def said(folder: pathlib.Path) -> list[dict]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": ".", "JAX_NUM_CPU_DEVICES": "1"},
+            env=os.environ | {"PYTHONPATH": ".", "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_NUM_CPU_DEVICES": "1"},
         )
         for rank in range(2)
     ]
