@@ -284,7 +284,7 @@ def test_the_report_counts_what_went_in_and_out_and_how_it_is_packed():
         "read 9, kept 4, dropped 4; trained spans found by prefix (1)",
         "  dropped 3: no message to train on (first: chat.jsonl:3, chat.jsonl:5, chat.jsonl:8)",
         "  dropped 1: of two␛[0m lines (first: chat.jsonl:9)",
-        "  altered 1: truncated",
+        "  altered 1: truncated (first: chat.jsonl:2)",
         "  noted 1: the same id (first: chat.jsonl:7)",
         "tokens     120",
         "trained    40 (33.3% of the tokens)",

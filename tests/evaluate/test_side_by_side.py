@@ -101,7 +101,7 @@ def test_rows_that_went_the_same_way_are_told_once_and_others_by_model(capsys):
         "  dropped 1: odd",
         "tuned: read 3, kept 2, dropped 1",
         "  dropped 1: odd",
-        "  altered 1: cut",
+        "  altered 1: cut (first: rows.jsonl:1)",
     ]
 
 
