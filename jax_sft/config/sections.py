@@ -58,6 +58,7 @@ class SetConfig:
     epochs: float | None = None  # so many passes over it, or a part of one
     cap: int | None = None  # no more conversations than this are ever drawn, chosen by the seed
     loss_weight: float = 1.0  # its tokens' weight in the loss, times that of their message
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # over data.template_args
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,11 @@ class DataConfig:
     sets: Mapping[str, SetConfig] = dataclasses.field(default_factory=dict)  # instead of train: a mixture, by name
     temperature: float | None = None  # weights of the sets are their sizes ** (1 / temperature)
     validation: tuple[str, ...] = ()
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "squad", "tokens", "text"
+    ] = "auto"
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our field -> the column's name in the files
+    header: bool = True  # whether tables have one; without it, columns are called "0", "1" and so on
     split: str = "train"  # of a hub dataset
     max_length: int = 2048  # tokens in a packed row, and the longest sequence
     packing: bool = True
@@ -90,6 +94,9 @@ class DataConfig:
     train_on: str = "assistant"  # roles that teach, separated by commas
     train_turns: Literal["all", "last"] = "all"
     mask: Literal["auto", "tags", "prefix", "sentinel", "turns"] = "auto"  # how trained spans are found
+    # For the chat template, such as {"enable_thinking": False}; a set may say otherwise, or a row: chat_template_kwargs
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
     workers: int = 0  # processes that tokenise; 0: this one
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
 

@@ -8,8 +8,8 @@ Letters: T position in a sequence.
 """
 
 import bisect
+import collections
 import unicodedata
-from collections.abc import Mapping
 from collections.abc import Sequence as Several
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from jax_sft.config import DataConfig
 from jax_sft.data import spans
 from jax_sft.data.control import BrokenTextError
-from jax_sft.data.conversation import Account, Conversation, DataError, Message, Sequence
+from jax_sft.data.conversation import Account, Conversation, DataError, Message, Sequence, Tokens
 from jax_sft.data.facts import NoFitError, RefusedError
 from jax_sft.data.template import WAY_OUT, BrokenTemplateError, ChatTemplate
 
@@ -36,7 +36,9 @@ def to_sequences(
     where = conversation.id
     changes: set[str] = set()
     try:
-        if conversation.text is not None:
+        if conversation.tokens is not None:
+            method, encoded = "tokens", [_given(conversation.tokens, template)]
+        elif conversation.text is not None:
             method, encoded = "text", [_encoded_text(conversation.text, conversation.prompt_text, template, changes)]
         else:
             method, encoded = _encoded_chat(conversation, template, config, changes)
@@ -80,6 +82,19 @@ class _LeftOutError(Exception):
     """A conversation or sequence is not trained on; the text is the reason to count."""
 
 
+def _given(tokens: Tokens, template: ChatTemplate) -> tuple[list[int], np.ndarray]:
+    """Tokens that the file gives.
+
+    Raises:
+        DataError: one is beyond the vocabulary.
+    """
+    size = len(template.tokenizer)
+    beyond = next((i for i in tokens.ids if i >= size), None)
+    if beyond is not None:
+        raise DataError(f"input_ids holds {beyond}, and the vocabulary {size} tokens; use the tokenizer they are of")
+    return list(tokens.ids), np.asarray(tokens.weights, np.float32)
+
+
 def _encoded_text(
     text: str, prompt: str | None, template: ChatTemplate, changes: set[str]
 ) -> tuple[list[int], np.ndarray]:
@@ -99,8 +114,10 @@ def _encoded_chat(
     weights, everywhere = _weights(conversation.messages, config)
     if not (weights or everywhere):
         raise _LeftOutError(f"no message to train on: {_why_none(conversation.messages, config)}")
-    chat = template.prepare(conversation.messages, tools=conversation.tools)
-    method, renderings = spans.find(chat.messages, weights, method=config.mask, render=chat, facts=template.facts)
+    chat = template.prepare(conversation.messages, tools=conversation.tools, arguments=conversation.template_args)
+    if chat.escaped and config.control_text == "drop":
+        raise _LeftOutError("control tokens written out in a message (data.control_text = 'drop')")
+    method, renderings = spans.find(chat.messages, weights, method=config.mask, render=chat, facts=chat.facts)
     if everywhere and len(renderings) != 1:
         raise NoFitError("data.train_on = 'all' cannot train one answer at a time")
     if chat.escaped:
@@ -178,9 +195,9 @@ def _check(message: Message, decoded: str, changes: set[str]) -> None:
             f"the trained tokens say {_short(decoded)}, the {message.role} message {_short(message.content)}: the chat "
             f"template changes it or the mask is displaced; {WAY_OUT}"
         )
-    for call in message.extra.get("tool_calls") or ():
-        name = (call.get("function") or call).get("name") if isinstance(call, Mapping) else None
-        if isinstance(name, str) and name not in decoded:
+    calls = [call.get("function") or call for call in message.extra.get("tool_calls") or ()]
+    for name, count in collections.Counter(call["name"] for call in calls).items():
+        if decoded.count(name) < count:
             raise DataError(f"the chat template leaves out the tool call {name!r}; {WAY_OUT}")
     reasoning = next((message.extra[f] for f in spans.REASONING if message.extra.get(f)), None)
     if isinstance(reasoning, str) and _folded(reasoning) not in _folded(decoded):

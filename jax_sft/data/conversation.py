@@ -34,6 +34,14 @@ class Message:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A row that was tokenised elsewhere."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]  # of learning each of them, at its own place
+
+
+@dataclasses.dataclass(frozen=True)
 class Conversation:
     """What one row of the data says, before there are tokens."""
 
@@ -43,6 +51,8 @@ class Conversation:
     tools: tuple[Any, ...] = ()
     text: str | None = None  # a plain text to continue: no template, every token trained
     prompt_text: str | None = None  # stands before `text` and is not trained; the end token after `text` is
+    tokens: Tokens | None = None  # instead of messages and text
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template: enable_thinking
     loss_weight: float = 1.0  # times the weight of each trained token
 
 

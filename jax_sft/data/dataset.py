@@ -30,7 +30,19 @@ from jax_sft.data.store import TokenizedSet, Writer, load
 from jax_sft.data.workers import tokenized
 
 # The options that shape the tokens.
-OPTIONS = ("format", "columns", "split", "max_length", "too_long", "train_on", "train_turns", "mask")
+OPTIONS = (
+    "format",
+    "columns",
+    "header",
+    "split",
+    "max_length",
+    "too_long",
+    "train_on",
+    "train_turns",
+    "mask",
+    "template_args",
+    "control_text",
+)
 HASH_BLOCK_BYTES = 2**20
 ABANDONED_SECONDS = 24 * 3600.0
 BAR_DELAY_SECONDS = 2.0  # what is done by then needs no bar
@@ -148,7 +160,8 @@ def _key(config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *,
     feed(json.dumps({name: getattr(config, name) for name in OPTIONS}, sort_keys=True).encode())
     feed(template.fingerprint.encode())
     of_parts = [files_of(part.paths) for part in parts]
-    feed(json.dumps([(p.name, p.loss_weight, len(of)) for p, of in zip(parts, of_parts, strict=True)]).encode())
+    told = [(p.name, p.loss_weight, dict(p.template_args), len(of)) for p, of in zip(parts, of_parts, strict=True)]
+    feed(json.dumps(told, sort_keys=True).encode())
     places = [place for of in of_parts for place in of]
     size = sum(place.stat().st_size for place in places if isinstance(place, pathlib.Path))
     with _bar("hashing data", "B", size, progress) as bar:

@@ -1,10 +1,11 @@
-"""Rows become conversations: `messages`, `sharegpt`, `alpaca`, `prompt_completion` and `text`.
+"""Rows become conversations, by their format: the columns that it needs, and those that it may have.
 
 In: rows with their places, from `source`. Out: `Conversation`s, nothing stripped, and an `Account` of the rows that
 hold nothing to train on. A row of the wrong shape (a column missing or of the wrong type) is a `DataError`: it says
 that the file is not what the config takes it for. One format holds for a whole file; `auto` reads it off its first row.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -13,36 +14,40 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jax_sft.config import DataConfig
+from jax_sft.data import rows
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
+from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
+from jax_sft.data.pretokenised import to_tokens
 from jax_sft.data.source import Part, Row, files_of, kind_of, read_rows, stem_of
 
 REQUIRED = {
+    "preference": ("chosen", "rejected"),
+    "tokens": ("input_ids",),
+    "squad": ("context", "question", "answers"),
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
+_EVERYWHERE = ("id", "source")
+_RENDERED = ("tools", "chat_template_kwargs", *_EVERYWHERE)
 OPTIONAL = {
-    "messages": ("tools", "id", "source"),
-    "sharegpt": ("system", "tools", "id", "source"),
-    "alpaca": ("input", "system", "history", "id", "source"),
-    "prompt_completion": ("tools", "id", "source"),
-    "text": ("id", "source"),
+    "preference": ("conversations", "messages", "prompt", "instruction", "input", "system", *_RENDERED),
+    "tokens": ("labels", "loss_mask", *_EVERYWHERE),
+    "squad": _EVERYWHERE,
+    "messages": ("label", *_RENDERED),
+    "sharegpt": ("system", "label", *_RENDERED),
+    "alpaca": ("input", "system", "history", "chat_template_kwargs", *_EVERYWHERE),
+    "prompt_completion": ("label", *_RENDERED),
+    "text": _EVERYWHERE,
 }
-ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool", "function", "ipython")}
-SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant"}
-# Devices take what is below the smallest normal float32 for 0.
-SMALLEST_WEIGHT, LARGEST_WEIGHT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+# Their columns may stand beside those of another format, which then only say what these say too.
+_TAKE_ALL = ("preference", "tokens", "squad")
+RESERVED_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
 SAME_CONTENT = "the same content as an earlier conversation, both stay"
 SAME_ID = "the same id as an earlier conversation, both stay"
-
-
-class Untrainable(Exception):
-    """A sound row that holds nothing to train on; the message is the reason it is counted under."""
 
 
 def read_conversations(config: DataConfig, parts: Sequence[Part], account: Account) -> Iterator[Conversation]:
@@ -63,7 +68,7 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
     seen: set[bytes] = set()
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
-        for row, where in read_rows([str(place)], split=config.split):
+        for row, where in _rows(place, config):
             if format == "auto":  # the first row
                 _check_columns(row, where, config.columns)
                 format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
@@ -73,12 +78,21 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             except Untrainable as reason:
                 account.drop(str(reason), where)
                 continue
-            if conversation.text is None and not any(_teaches(m, trained_roles) for m in conversation.messages):
+            if conversation.messages and not any(_teaches(m, trained_roles) for m in conversation.messages):
                 account.drop(nothing, where)
                 continue
             _note_repeats(conversation, where, seen, account)
-            source = conversation.source if part.name is None else part.name
-            yield dataclasses.replace(conversation, source=source, loss_weight=part.loss_weight)
+            yield dataclasses.replace(
+                conversation,
+                source=conversation.source if part.name is None else part.name,
+                loss_weight=part.loss_weight,
+                template_args={**config.template_args, **part.template_args, **conversation.template_args},
+            )
+
+
+def _rows(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
+    for row, where in read_rows([str(place)], split=config.split, has_header=config.header):
+        yield from rows.unnested(row, where)
 
 
 def detect(row: Row, where: str, *, columns: Mapping[str, str]) -> str:
@@ -88,6 +102,8 @@ def detect(row: Row, where: str, *, columns: Mapping[str, str]) -> str:
         DataError: none fits, or more than one.
     """
     fits = [format for format, fields in REQUIRED.items() if all(columns.get(f, f) in row for f in fields)]
+    if fits and fits[0] in _TAKE_ALL:
+        return fits[0]
     if len(fits) > 1 and fits[-1] == "text":
         fits.pop()
     if len(fits) == 1:
@@ -96,7 +112,7 @@ def detect(row: Row, where: str, *, columns: Mapping[str, str]) -> str:
         raise DataError(f"{where}: the columns fit the formats {' and '.join(fits)}; set data.format to one of them")
     needs = "; ".join(f"{format}: {', '.join(fields)}" for format, fields in REQUIRED.items())
     raise DataError(
-        f"{where}: no format fits the columns {_listed(row)}; name them in data.columns (as in "
+        f"{where}: no format fits the columns {listed(row)}; name them in data.columns (as in "
         f"data.columns.instruction = 'question'), so that one has all it needs ({needs})"
     )
 
@@ -115,37 +131,69 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
         DataError: a column or key is missing, or of a wrong type.
     """
     row = _by_field(row, where, format, columns)
+    if row.get("label") is False:  # of KTO; a label that is something else is a column that nothing reads
+        raise Untrainable("label false: an answer that is not to be learnt")
     messages: list[Message] = []
-    text = prompt_text = None
+    text = prompt_text = tokens = None
     match format:
         case "messages":
-            messages = [_message(turn, where, ROLES) for turn in _turns(row["messages"], where, "messages")]
+            messages = to_messages(row["messages"], where, "messages", ROLES)
         case "sharegpt":
-            messages = _sharegpt(row, where)
+            messages = rows.sharegpt(row, where)
         case "alpaca":
-            messages = _alpaca(row, where)
+            messages = rows.alpaca(row, where)
+        case "preference":
+            messages = rows.preference(row, where)
+        case "squad":
+            messages = rows.squad(row, where)
+        case "tokens":
+            tokens = to_tokens(row, where)
         case "prompt_completion" if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
-            prompt_text = _text(row["prompt"], where, "prompt")
-            text = _some_text(row["completion"], where, "completion")
+            prompt_text = as_text(row["prompt"], where, "prompt")
+            text = some_text(row["completion"], where, "completion")
         case "prompt_completion":
-            messages = _prompt_completion(row, where)
+            messages = rows.prompt_completion(row, where)
         case _:
-            text = _some_text(row["text"], where, "text")
+            text = some_text(_joined(row["text"], where), where, "text")
     return Conversation(
         messages=tuple(messages),
         source=_name(row.get("source"), where, "source") or source,
         id=_name(row.get("id"), where, "id") or where,
-        tools=_tools(row.get("tools"), where),
+        tools=to_tools(row.get("tools"), where),
         text=text,
         prompt_text=prompt_text,
+        tokens=tokens,
+        template_args=_arguments(row.get("chat_template_kwargs"), where),
     )
+
+
+def _arguments(value: Any, where: str) -> Mapping[str, Any]:
+    """What a row hands to the chat template beside its messages."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise DataError(
+            f"{where}: chat_template_kwargs is {kind_of(value)}; write an object, such as {{'enable_thinking': false}}"
+        )
+    for name in RESERVED_ARGUMENTS:
+        if name in value:
+            raise DataError(f"{where}: chat_template_kwargs names {name!r}, which is given already; take it out")
+    return value
+
+
+def _joined(value: Any, where: str) -> Any:
+    """A text, or lines of one."""
+    return "\n".join(as_text(line, where, "text") for line in value) if isinstance(value, list) else value
 
 
 def _note_repeats(conversation: Conversation, where: str, seen: set[bytes], account: Account) -> None:
     """Count a content or an id that is in `seen`, and put both into it."""
     turns = [(m.role, m.content, m.extra) for m in conversation.messages]
     parts: dict[str, Any] = {
-        SAME_CONTENT: [turns, conversation.tools, conversation.prompt_text, conversation.text],
+        SAME_CONTENT: [turns, conversation.tools, conversation.prompt_text, conversation.text, conversation.tokens],
         SAME_ID: conversation.id,  # the place of a row without one: no other row has it
     }
     for what, part in parts.items():
@@ -159,170 +207,12 @@ def _teaches(message: Message, roles: Sequence[str]) -> bool:
     return message.role in roles or "all" in roles if message.train is None else message.train
 
 
-def _sharegpt(row: Row, where: str) -> list[Message]:
-    messages = [_message(turn, where, SHAREGPT_ROLES) for turn in _turns(row["conversations"], where, "conversations")]
-    if row.get("system"):
-        if messages[0].role == "system":
-            raise Untrainable("a system column beside a system message")
-        messages.insert(0, Message("system", _text(row["system"], where, "system")))
-    return messages
-
-
-def _alpaca(row: Row, where: str) -> list[Message]:
-    """`system`, pairs of `history`, `instruction` and `input` on lines of their own, `output`: as in LLaMA-Factory."""
-    asked = [_text(row[f], where, f) for f in ("instruction", "input") if row.get(f) or f == "instruction"]
-    question = "\n".join(part for part in asked if part)
-    if not question:
-        raise Untrainable("empty instruction")
-    messages = [Message("system", _text(row["system"], where, "system"))] if row.get("system") else []
-    for pair in _list(row.get("history") or [], where, "history"):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise DataError(
-                f"{where}: history holds {kind_of(pair)}, not pairs of a question and an answer; write those"
-            )
-        messages += [Message(r, _text(t, where, "history")) for r, t in zip(("user", "assistant"), pair, strict=True)]
-    return [*messages, Message("user", question), Message("assistant", _some_text(row["output"], where, "output"))]
-
-
-def _prompt_completion(row: Row, where: str) -> list[Message]:
-    """Both as lists of messages: those of the prompt teach only where they say so themselves."""
-    prompt, completion = row["prompt"], row["completion"]
-    if prompt is None or completion is None:
-        raise Untrainable("null prompt" if prompt is None else "null completion")
-    if isinstance(prompt, str) != isinstance(completion, str):
-        raise DataError(
-            f"{where}: prompt is {kind_of(prompt)} and completion {kind_of(completion)}; "
-            "make both texts, or both lists of messages"
-        )
-    messages = [_message(turn, where, ROLES, train=False) for turn in _turns(prompt, where, "prompt")]
-    return messages + [_message(turn, where, ROLES) for turn in _turns(completion, where, "completion")]
-
-
-def _message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], train: bool | None = None) -> Message:
-    """One turn; `from` and `value` are understood where the format knows the roles that go with them."""
-    role_key, content_key = ("from", "value") if roles is SHAREGPT_ROLES and "from" in turn else ("role", "content")
-    calls = _tool_calls(turn, where)
-    has_calls = bool(calls.get("tool_calls"))
-    for key in (role_key, content_key):
-        if key not in turn and not (key == content_key and has_calls):
-            raise DataError(
-                f"{where}: a message has no {key!r}, but {_listed(turn)}; write role and content (format messages), "
-                "or from and value (format sharegpt)"
-            )
-    role = turn[role_key]
-    if not isinstance(role, str) or role not in roles:
-        raise Untrainable(f"unknown role {role!r}")
-    content = turn.get(content_key)
-    if content is None and has_calls:  # the call is all it says
-        content = ""
-    own = {role_key, content_key, "train", "weight", "loss_weight"}
-    said = turn.get("train")
-    if said is not None and not isinstance(said, bool):
-        raise DataError(f"{where}: the train of a message is {said!r}; write true or false")
-    return Message(
-        role=roles[role],
-        content=_content(content, where),
-        train=train if said is None else said,
-        weight=_weight(turn, where),
-        extra={key: value for key, value in turn.items() if key not in own and value is not None} | calls,
-    )
-
-
-def _tool_calls(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The key `tool_calls` of a turn that has it: a list of objects, each with the call or with a `function`."""
-    if turn.get("tool_calls") is None:
-        return {}
-    calls = _list(turn["tool_calls"], where, "tool_calls")
-    if not all(isinstance(c, Mapping) and isinstance(c.get("function") or {}, Mapping) for c in calls):
-        raise DataError(
-            f"{where}: tool_calls holds something else than calls; write objects like "
-            "{'type': 'function', 'function': {'name': ..., 'arguments': {...}}}"
-        )
-    return {"tool_calls": calls}
-
-
-def _content(content: Any, where: str) -> str:
-    """A text, or the text parts of a list joined as they stand."""
-    if not isinstance(content, list):
-        return _text(content, where, "content")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind is None:
-            raise DataError(f"{where}: content holds {kind_of(part)}, not parts like {{'type': 'text', 'text': ...}}")
-        if kind != "text":
-            raise Untrainable(f"content part of type {kind!r}")
-        texts.append(_text(part.get("text", part.get("value")), where, "content"))
-    return "".join(texts)
-
-
-def _weight(turn: Mapping[str, Any], where: str) -> float:
-    said = [turn[key] for key in ("weight", "loss_weight") if turn.get(key) is not None]
-    if len(said) > 1:
-        raise DataError(f"{where}: a message has both weight and loss_weight; they mean the same: keep one")
-    weight = said[0] if said else 1.0
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not (weight == 0 or SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT):
-        raise DataError(
-            f"{where}: the weight of a message is {weight!r}; write a number of at least 0 that a float32 can hold"
-        )
-    return float(weight)
-
-
-def _turns(value: Any, where: str, field: str) -> list[Mapping[str, Any]]:
-    if value is None:
-        raise Untrainable(f"null {field}")
-    turns = _list(value, where, field)
-    if not turns:
-        raise Untrainable("empty conversation")
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise DataError(
-                f"{where}: {field} holds {kind_of(turn)}, not messages; write objects with role and content"
-            )
-    return turns
-
-
-def _list(value: Any, where: str, field: str) -> list[Any]:
-    """A list, also one that is written as JSON in a text (a table has no other way)."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise DataError(f"{where}: {field} is a text that is not JSON; write a list") from None
-    if not isinstance(value, list):
-        raise DataError(f"{where}: {field} is {kind_of(value)}; write a list")
-    return value
-
-
-def _tools(value: Any, where: str) -> tuple[Any, ...]:
-    return tuple(_list(value, where, "tools")) if value else ()
-
-
-def _some_text(value: Any, where: str, field: str) -> str:
-    if value == "":
-        raise Untrainable(f"empty {field}")
-    return _text(value, where, field)
-
-
-def _text(value: Any, where: str, field: str) -> str:
-    if value is None:
-        raise Untrainable(f"null {field}")
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {field} is {kind_of(value)}; write a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can write one half of an emoji, and no tokenizer reads it
-        raise Untrainable(f"a broken character (half of a surrogate pair) in {field}") from None
-    return value
-
-
 def _name(value: Any, where: str, field: str) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{where}: {field} is {kind_of(value)}; write a text, or set data.columns.{field} = ''")
-    return _text(str(value), where, field)
+    return as_text(str(value), where, field)
 
 
 def _by_field(row: Row, where: str, format: str, columns: Mapping[str, str]) -> Row:
@@ -335,7 +225,7 @@ def _by_field(row: Row, where: str, format: str, columns: Mapping[str, str]) -> 
             looks = f" (it looks like {others[0]}, but one format holds for a file)" if others else ""
             column = columns.get(field, field)
             raise DataError(
-                f"{where}: a row of the format {format} needs the column {column!r}, but has {_listed(row)}{looks}"
+                f"{where}: a row of the format {format} needs the column {column!r}, but has {listed(row)}{looks}"
                 f"{_did_you_mean(column, list(row))}; correct the row, or set data.format and data.columns.{field}"
             )
     names = {field: columns.get(field, field) for field in _fields_of(format)}
@@ -346,7 +236,7 @@ def _check_columns(row: Row, where: str, columns: Mapping[str, str]) -> None:
     for field, column in columns.items():
         if column and column not in row:
             raise DataError(
-                f"{where}: data.columns.{field} = {column!r} is not a column, there are {_listed(row)}"
+                f"{where}: data.columns.{field} = {column!r} is not a column, there are {listed(row)}"
                 f"{_did_you_mean(column, list(row))}; correct it"
             )
 
@@ -355,10 +245,6 @@ def _check_columns(row: Row, where: str, columns: Mapping[str, str]) -> None:
 def _fields_of(format: str) -> tuple[str, ...]:
     formats = list(REQUIRED) if format == "auto" else [format]
     return tuple(dict.fromkeys(field for f in formats for field in REQUIRED[f] + OPTIONAL[f]))
-
-
-def _listed(row: Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in row) or "none"
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Rows out of files, folders, globs and hub datasets, each with the place it was read at.
 
-In: what `data.train` says. Out: plain dicts, one by one, with "file:line" or "file[row]". JSON lines, Parquet and CSV
-are streamed; a JSON list is parsed as a whole. Everything that cannot be read is a `DataError` that says where, what
-was found and one way out: a file is read to its end, or the run stops.
+In: what `data.train` says. Out: plain dicts, one by one, with "file:line" or "file[row]". JSON lines, Parquet,
+tables and lines of text are streamed; a JSON list is parsed as a whole. Everything that cannot be read is a `DataError`
+that says where, what was found and one way out: a file is read to its end, or the run stops.
 """
 
 import codecs
@@ -24,7 +24,8 @@ from typing import Any, BinaryIO
 from jax_sft.config import SetConfig
 from jax_sft.data.conversation import DataError
 
-EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
+IN_FOLDERS = EXTENSIONS[:-1]  # a .txt of a folder may as well be a licence: it is read where it is named
 READ = ", ".join(EXTENSIONS) + " (each also .gz)"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 PARQUET_ROWS_AT_ONCE = 1024
@@ -51,20 +52,20 @@ class Part:
     paths: tuple[str, ...]
     name: str | None = None  # the source of its rows; None: what a row says, or else its file
     loss_weight: float = 1.0  # times the weight of each of its tokens
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template
 
 
 def parts_of(what: Sequence[str] | Mapping[str, SetConfig]) -> tuple[Part, ...]:
     """Paths as one part; the sets of a mixture as one each."""
     if isinstance(what, Mapping):
-        return tuple(Part(of.paths, name, of.loss_weight) for name, of in what.items())
+        return tuple(Part(of.paths, name, of.loss_weight, of.template_args) for name, of in what.items())
     return (Part(tuple(what)),)
 
 
 def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
     """Local files and hub datasets, in the order of `paths`; the matches of a glob and the files of a folder sorted.
 
-    A folder gives every file below it that has one of `EXTENSIONS`, hidden ones left out. A file named twice is there
-    twice.
+    A folder gives every file below it of `IN_FOLDERS`, hidden ones left out. A file named twice is there twice.
 
     Raises:
         DataError: a path is neither there nor a hub id, a glob or a folder gives no file, an extension is unknown.
@@ -73,9 +74,16 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
     for text in paths:
         path = pathlib.Path(text).expanduser()
         if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.is_file() and _is_read(p) and not _is_hidden(p.relative_to(path))]
+            inside = [
+                p
+                for p in path.rglob("*")
+                if p.is_file() and _is_read(p, IN_FOLDERS) and not _is_hidden(p.relative_to(path))
+            ]
             if not inside:
-                raise DataError(f"{text}: the folder has no file that is read; put {READ} into it, or name another")
+                raise DataError(
+                    f"{text}: the folder has no file that is read; put {', '.join(IN_FOLDERS)} (each also .gz) "
+                    "into it, or name another"
+                )
             found += sorted(inside)
         elif path.exists():
             found.append(path)
@@ -106,17 +114,17 @@ def stem_of(place: pathlib.Path | HubSet) -> str:
     return pathlib.PurePath(place.stem if _kind(place)[1] else place.name).stem
 
 
-def read_rows(paths: Sequence[str], *, split: str) -> Iterator[tuple[Row, str]]:
+def read_rows(paths: Sequence[str], *, split: str, has_header: bool = True) -> Iterator[tuple[Row, str]]:
     """Rows of all `paths` in order, each with its place: "file:line" (from 1), or "file[row]" (from 0).
 
-    `split` is of hub datasets.
+    `split` is of hub datasets, `has_header` of tables: without one, columns are called "0", "1" and so on.
 
     Raises:
         DataError: something cannot be found or read, is not made of objects, or has no rows.
     """
     for place in files_of(paths):
         count = 0
-        for row, where in _rows_of(place, split):
+        for row, where in _rows_of(place, split, has_header):
             count += 1
             yield row, where
         if not count:
@@ -180,7 +188,7 @@ def load_hub(place: HubSet, split: str) -> Any:
         ) from error
 
 
-def _rows_of(place: pathlib.Path | HubSet, split: str) -> Iterator[tuple[Row, str]]:
+def _rows_of(place: pathlib.Path | HubSet, split: str, has_header: bool) -> Iterator[tuple[Row, str]]:
     if isinstance(place, HubSet):
         return ((_without_nulls(row), f"{place}/{split}[{i}]") for i, row in enumerate(load_hub(place, split)))
     extension, is_gzipped = _kind(place)
@@ -191,8 +199,17 @@ def _rows_of(place: pathlib.Path | HubSet, split: str) -> Iterator[tuple[Row, st
             return _json_list(place, is_gzipped)
         case ".parquet":
             return _parquet(place, is_gzipped)
+        case ".txt":
+            return _texts(place, is_gzipped)
         case _:
-            return _table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t")
+            return _table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t", has_header=has_header)
+
+
+def _texts(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+    """A text a line; those of blanks alone are none."""
+    for number, line in _lines(path, is_gzipped):
+        if line.strip():
+            yield {"text": line.rstrip("\r\n")}, f"{path}:{number}"
 
 
 def _json_lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
@@ -242,7 +259,7 @@ def _parquet_file(path: pathlib.Path, is_gzipped: bool) -> Iterator[Any]:
             ) from error
 
 
-def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str) -> Iterator[tuple[Row, str]]:
+def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str, has_header: bool) -> Iterator[tuple[Row, str]]:
     csv.field_size_limit(2**31 - 1)  # 128 KiB otherwise, and a conversation may be longer
     # Strict: a stray quote would swallow the rows up to the next one, and nobody would know.
     reader = csv.reader((line for _, line in _lines(path, is_gzipped)), delimiter=delimiter, strict=True)
@@ -251,6 +268,8 @@ def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str) -> Iterator[
     try:
         for fields in reader:
             where, start = f"{path}:{start}", reader.line_num + 1
+            if header is None and not has_header:
+                header = [str(i) for i in range(len(fields))]
             if header is None:
                 header = fields
                 twice = sorted({h for h in header if header.count(h) > 1})
@@ -330,8 +349,8 @@ def _kind(path: pathlib.Path) -> tuple[str, bool]:
     return pathlib.PurePath(name.removesuffix(".gz")).suffix, name.endswith(".gz")
 
 
-def _is_read(path: pathlib.Path) -> bool:
-    return _kind(path)[0] in EXTENSIONS
+def _is_read(path: pathlib.Path, extensions: Sequence[str] = EXTENSIONS) -> bool:
+    return _kind(path)[0] in extensions
 
 
 def _is_hidden(path: pathlib.Path) -> bool:

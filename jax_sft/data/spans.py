@@ -64,7 +64,7 @@ def find(
         if name == "tags":
             return _by_tags(messages, answers, marks, render, facts)
         if name == "prefix":
-            return _trimmed(text, _by_prefix(text, messages, answers, render), facts)
+            return _trimmed(text, _by_prefix(text, messages, answers, render, facts), facts)
         return _trimmed(text, _by_sentinel(text, messages, answers, render, facts), facts)
 
     reasons = []
@@ -74,7 +74,7 @@ def find(
                 return name, _by_turns(messages, answers, others, render, facts)
             found = [*spans_by(name), *_by_sentinel(text, messages, others, render, facts)]
             notes = (OFF_PROMPT,) if name == "sentinel" and answers and not facts.header_is_prompt else ()
-            return name, [_ended(text, found, messages, facts, notes=notes)]
+            return name, [_ended(text, found, messages, render, facts, notes=notes)]
         except (NoFitError, RefusedError) as error:
             reasons.append(f"{name}: {error}")
     raise NoFitError("; ".join(reasons))
@@ -97,8 +97,12 @@ def _by_tags(
     return [Span(a, b, i) for (a, b), i in zip(blocks, owners, strict=True) if i in answers]
 
 
-def _by_prefix(text: str, messages: Dicts, answers: Collection[int], render: Renderer) -> Iterable[Span]:
-    """What rendering one more message adds to the generation prompt, where both are a beginning of the whole."""
+def _by_prefix(text: str, messages: Dicts, answers: Collection[int], render: Renderer, facts: Facts) -> Iterable[Span]:
+    """What rendering one more message adds to the generation prompt, where both are a beginning of the whole.
+
+    Behind the result of a tool a prompt may lack the header that the answer then has: no header is ever trained.
+    """
+    header = "".join(facts.header)
     for i in answers:
         prompt = render.plain(messages[:i], prompt=True) if i else ""
         upto = render.plain(messages[: i + 1]) if i + 1 < len(messages) else text
@@ -106,7 +110,7 @@ def _by_prefix(text: str, messages: Dicts, answers: Collection[int], render: Ren
             raise NoFitError(f"message {i + 1} is not rendered behind the generation prompt")
         if not text.startswith(upto):
             raise NoFitError(f"message {i + 1} is rendered otherwise once others follow")
-        yield Span(len(prompt), len(upto), i)
+        yield Span(len(prompt) + len(header) * upto.startswith(header, len(prompt)), len(upto), i)
 
 
 def _by_sentinel(
@@ -182,12 +186,12 @@ def _by_turns(
         beginning = messages[: i + 1]
         text, notes = render.plain(beginning), ()
         try:
-            spans = list(_by_prefix(text, beginning, [i], render))
+            spans = list(_by_prefix(text, beginning, [i], render, facts))
         except NoFitError:
             spans, notes = _by_sentinel(text, beginning, [i], render, facts, off_prompt=True), (OFF_PROMPT,)
         between = [j for j in others if done < j < i]
         spans = [*_trimmed(text, spans, facts), *_by_sentinel(text, beginning, between, render, facts)]
-        out.append(_ended(text, spans, beginning, facts, notes=notes))
+        out.append(_ended(text, spans, beginning, render, facts, notes=notes))
         done = i
     if any(j > done for j in others):
         raise NoFitError("a trained message follows the last trained answer")
@@ -203,7 +207,7 @@ def _trimmed(text: str, spans: Iterable[Span], facts: Facts) -> Iterable[Span]:
 
 
 def _ended(
-    text: str, spans: Sequence[Span], messages: Dicts, facts: Facts, *, notes: tuple[str, ...] = ()
+    text: str, spans: Sequence[Span], messages: Dicts, render: Renderer, facts: Facts, *, notes: tuple[str, ...] = ()
 ) -> Rendering:
     """Make sure that each answer ends in a token that inference stops at, and that this token is in the span.
 
@@ -221,10 +225,14 @@ def _ended(
             behind = stop.match(text, end)
             if behind:  # marks that leave it out, or the header that GLM stops at
                 end = behind.end()
-            elif not facts.writes_end and not message.get("tool_calls"):
+            elif not facts.writes_end and (end == len(text) or not message.get("tool_calls")):
                 if end != len(text):
                     raise NoFitError(f"no token ends message {span.message + 1}")
-                text += facts.stops[0]
+                added = (
+                    _stop_behind_call(text, messages, render, facts) if message.get("tool_calls") else facts.stops[0]
+                )
+                notes = notes if added else (*notes, UNENDED)
+                text += added
                 end = len(text)
             elif not re.search(f"(?:{facts.control.pattern})\\s*$", text[span.start : end]):
                 notes = (*notes, UNENDED)
@@ -232,11 +240,24 @@ def _ended(
     return Rendering(text, tuple(out), notes)
 
 
+def _stop_behind_call(text: str, messages: Dicts, render: Renderer, facts: Facts) -> str:
+    """What inference stops at behind a call that a conversation ends with: the header of the result (GLM), or ""."""
+    try:
+        more = render.plain([*messages, {"role": "tool", "content": sentinel(0)}])
+    except RefusedError:
+        return ""
+    behind = more.removeprefix(text).lstrip() if more.startswith(text) else ""
+    return next((stop for stop in facts.stops if behind.startswith(stop)), "")
+
+
 def _with_sentinels(message: Mapping[str, Any], i: int, contents: dict[str, str]) -> dict[str, Any]:
     """The message with its content (4i) and its reasoning (4i + 1, ...) replaced; `contents` notes by what."""
     out = dict(message)
     for k, field in enumerate(("content", *REASONING)):
         value = message.get(field)
+        is_between = field == "content" and message.get("tool_calls") and any(message.get(f) for f in REASONING)
+        if is_between and not str(value or "").strip():
+            continue  # templates write blanks between a content and a call, which a stand-in would bring
         if isinstance(value, str) and (field == "content" or value.strip()):
             out[field] = sentinel(4 * i + k)
             contents[out[field]] = value

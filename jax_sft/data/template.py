@@ -7,6 +7,7 @@ the stop ids. Control text inside messages is escaped before the template sees i
 import bisect
 import functools
 import hashlib
+import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ class ChatTemplate:
         self._backend.no_padding()
         self.special_tokens = dict(tokenizer.special_tokens_map)  # templates read bos_token and eos_token
         self._template = template if template is not None else _own_template(tokenizer)
+        self._facts: dict[str, tuple[Facts, bool]] = {}  # by the arguments of the template
         self._given_stop_ids = tuple(i for i in stop_ids if self._backend.id_to_token(i) is not None)
 
     @property
@@ -161,15 +163,21 @@ class ChatTemplate:
         Raises:
             DataError: the template cannot be followed, whatever the conversation.
         """
-        return self._probed[0]
+        return self._probed({})[0]
 
-    @functools.cached_property
-    def _probed(self) -> tuple[Facts, bool]:
-        """The facts, and whether the template wants contents as lists of parts (templates of vision models do)."""
+    def _probed(self, arguments: Mapping[str, Any]) -> tuple[Facts, bool]:
+        """The facts under these arguments (Qwen 3 opens an answer otherwise if told not to think), and whether the
+        template wants contents as lists of parts (templates of vision models do)."""
+        key = json.dumps(arguments, sort_keys=True, default=str) if arguments else ""
+        if key not in self._facts:
+            self._facts[key] = self._probe(arguments)
+        return self._facts[key]
+
+    def _probe(self, arguments: Mapping[str, Any]) -> tuple[Facts, bool]:
         given = [self._backend.id_to_token(i) for i in self._given_stop_ids]
         problems = []
         for as_parts in (False, True):
-            chat = Chat(self, (), as_parts=as_parts)
+            chat = Chat(self, (), arguments=arguments, as_parts=as_parts)
             try:
                 facts = Facts.probe(
                     chat,
@@ -189,19 +197,26 @@ class ChatTemplate:
             return facts, as_parts
         raise DataError(f"the chat template fails on a question and an answer ({problems[0]}); {WAY_OUT}")
 
-    def prepare(self, messages: Sequence[Message | Mapping[str, Any]], *, tools: Sequence[Any] = ()) -> "Chat":
-        """Messages as the template takes them, control text escaped.
+    def prepare(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> "Chat":
+        """Messages as the template takes them, control text escaped; `arguments` are the template's own.
 
         Raises:
             BrokenTextError: a message cannot be told from what the program itself marks.
         """
-        _, as_parts = self._probed
+        arguments = arguments or {}
+        facts, as_parts = self._probed(arguments)
         dicts = [_as_dict(m) for m in messages]
         found = any(self.control.found_in(m, role=m["role"]) for m in dicts) or self.control.found_in(tools)
         if found:
             dicts = [self.control.escape(m, role=m["role"]) for m in dicts]
             tools = self.control.escape(tools)
-        return Chat(self, tools, messages=dicts, escaped=found, as_parts=as_parts)
+        return Chat(self, tools, arguments=arguments, messages=dicts, escaped=found, as_parts=as_parts, facts=facts)
 
     def encode(self, text: str, *, escaped: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a rendering and the characters [start, end) of each; nothing is added.
@@ -257,12 +272,21 @@ class Chat:
         template: ChatTemplate,
         tools: Sequence[Any],
         *,
+        arguments: Mapping[str, Any],
         as_parts: bool,
         messages: list[dict[str, Any]] | None = None,
         escaped: bool = False,
+        facts: Facts | None = None,
     ):
-        self.messages, self.escaped = messages or [], escaped
+        self.messages, self.escaped, self._facts = messages or [], escaped, facts
         self._template, self._tools, self._as_parts = template, list(tools) or None, as_parts
+        self._arguments = arguments
+
+    @property
+    def facts(self) -> Facts:
+        """What the template writes around an answer, under these arguments."""
+        assert self._facts is not None, "asked while they are being found out"
+        return self._facts
 
     def plain(self, messages: Dicts, *, prompt: bool = False) -> str:
         """The rendering, with the generation prompt behind it if `prompt`."""
@@ -281,7 +305,7 @@ class Chat:
                 tools=self._tools,
                 chat_template=self._template.template,
                 **options,
-                **self._template.special_tokens,
+                **{**self._template.special_tokens, **self._arguments},
             )
         except DataError:
             raise

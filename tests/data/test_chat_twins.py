@@ -63,7 +63,7 @@ HISTORY_DIFFERS = {"qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"}
 # Refused by the stock template and the twin alike.
 REFUSED = {("gemma", "system")}
 # Nothing ends an answer but the next header; the model's generation config names it.
-GIVEN_STOPS = {"glm4moe": ["<|user|>"]}
+GIVEN_STOPS = {"glm4moe": ["<|user|>", "<|observation|>"]}
 # An answer without text is not rendered like one with text: a stand-in for its content does not fit.
 NO_SENTINEL = {("glm4moe", "empty"), ("glm4moe", "empty at the end"), ("qwen3_5_nothink", "reasoning")}
 # The generation prompt is no beginning of a rendered answer: it opens a thinking block that the answer does not have,
@@ -83,15 +83,16 @@ def stock_and_twin(name: str) -> tuple[ChatTemplate, ChatTemplate]:
     return first, second
 
 
-def twin_mask(twin: ChatTemplate, messages) -> tuple[list[int], list[int]]:
+def twin_mask(twin: ChatTemplate, messages, tools: list | None = None) -> tuple[list[int], list[int]]:
     """Ids and mask of the twin, by transformers."""
-    as_parts = twin._probed[1]
+    as_parts = twin._probed({})[1]
     dicts = [
         {"role": m.role, "content": [{"type": "text", "text": m.content}] if as_parts else m.content, **m.extra}
         for m in messages
     ]
     out = twin.tokenizer.apply_chat_template(
         dicts,
+        tools=tools,
         chat_template=twin.template,
         return_assistant_tokens_mask=True,
         tokenizer_kwargs={"return_offsets_mapping": True},
@@ -199,3 +200,147 @@ def test_every_exception_is_about_a_template_that_is_there():
     named = {*PROMPT_IN_TWIN, *PROMPT_IN_TWIN_WITH_REASONING, *HISTORY_DIFFERS, *GIVEN_STOPS, *(n for n, _ in pairs)}
     assert named <= set(TWINS)
     assert len(TWINS) >= 30
+
+
+# Calls of tools: what a twin marks, stock templates give too.
+
+
+def called(name: str, **arguments: object) -> dict:
+    return {"type": "function", "id": "call00001", "function": {"name": name, "arguments": arguments}}
+
+
+RAIN = {
+    "name": "rain",
+    "description": "Will it rain?",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "where"}},
+        "required": ["city"],
+    },
+}
+TOOLS = ({"type": "function", "function": RAIN},)
+RESULT = {"name": "rain", "tool_call_id": "call00001"}
+
+
+def with_tools(*said: tuple) -> Conversation:
+    """(role, content) or (role, content, more)."""
+    messages = tuple(Message(role, content, extra=dict(*more)) for role, content, *more in said)
+    return Conversation(messages, "s", "id", tools=TOOLS)
+
+
+ASKED = ("user", "Rain in Kunming?")
+TOOL_CASES = {
+    "call": with_tools(ASKED, ("assistant", "", {"tool_calls": [called("rain", city="昆明 😀")]})),
+    "call and answer": with_tools(
+        ASKED,
+        ("assistant", "", {"tool_calls": [called("rain", city="Kunming")]}),
+        ("tool", '{"wet": true}', RESULT),
+        ("assistant", "Yes, it rains."),
+    ),
+    "said and called": with_tools(
+        ASKED,
+        ("assistant", "Let me look.", {"tool_calls": [called("rain", city="Kunming", days={"from": 1, "to": [2, 3]})]}),
+        ("tool", "wet", RESULT),
+        ("assistant", "Yes."),
+        ("user", "Thanks"),
+        ("assistant", "Welcome!"),
+    ),
+    "two calls": with_tools(
+        ASKED,
+        ("assistant", "", {"tool_calls": [called("rain", city="a"), called("rain", city="b")]}),
+        ("tool", "wet", RESULT),
+        ("tool", "dry", RESULT),
+        ("assistant", "In one of them."),
+    ),
+    "thought and called": with_tools(
+        ASKED,
+        ("assistant", "", {"reasoning_content": "I ask.", "tool_calls": [called("rain", city="a")]}),
+        ("tool", "wet", RESULT),
+        ("assistant", "Yes.", {"reasoning_content": "It said so."}),
+    ),
+}
+TOOL_TWINS = [name for name in TWINS if "tools" in (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")]
+# The template writes no call, or one alone, or no text beside one: told, with the way out.
+LEFT_OUT = {
+    **{("lfm2", case): "leaves out the tool call 'rain'" for case in TOOL_CASES},
+    ("muse_glimmer", "said and called"): "the chat template changes it",
+    ("gptoss", "two calls"): "leaves out the tool call 'rain'",
+}
+# Gemma's call ends in the token that begins the result; inference stops at it, the twin does not train it.
+STOP_BEYOND_TWIN = {"diffusion_gemma": "<|tool_response>"}
+# What was said or thought before is left out of the history, so each answer has a rendering of its own.
+TOOL_HISTORY_DIFFERS = {
+    ("diffusion_gemma", "said and called"),
+    ("gptoss", "said and called"),
+    ("gptoss", "thought and called"),
+    ("qwen3", "call and answer"),
+    ("qwen3", "said and called"),
+    ("qwen3", "two calls"),
+    ("qwen3_5_nothink", "said and called"),
+    ("qwen3_5_nothink", "thought and called"),
+    ("qwen3_5_think", "said and called"),
+    ("qwen3_6", "said and called"),
+}
+
+
+def twin_mask_with_tools(twin: ChatTemplate, messages) -> tuple[list[int], list[int]]:
+    return twin_mask(twin, messages, tools=list(TOOLS))
+
+
+@pytest.mark.parametrize("case", TOOL_CASES)
+@pytest.mark.parametrize("name", TOOL_TWINS)
+def test_the_mask_of_calls_is_that_of_the_twin(name, case):
+    told = TOOL_CASES[case]
+    stock, twin = stock_and_twin(name)
+    if (name, case) in LEFT_OUT:
+        with pytest.raises(DataError, match=LEFT_OUT[name, case]):
+            to_sequences(told, stock, DataConfig(), Account())
+        return
+    prompt = prompt_in_twin(name, "reasoning" if "thought" in case else case)
+    if (name, case) in TOOL_HISTORY_DIFFERS:
+        answers = [i for i, m in enumerate(told.messages) if m.role == "assistant"]
+        sequences = to_sequences(told, stock, DataConfig(mask="turns"), Account())
+        for sequence, i in zip(sequences, answers, strict=True):
+            ours, mask = our_mask(sequence)
+            got = without_stop(name, stock, last_run(ours, with_prompt(stock, ours, mask, prompt)))
+            assert got == last_run(*twin_mask_with_tools(twin, told.messages[: i + 1]))
+        return
+    (sequence,) = to_sequences(told, stock, DataConfig(), Account())
+    ours, mask = our_mask(sequence)
+    ids, expected = twin_mask_with_tools(twin, told.messages)
+    assert ours == ids
+    mask = with_prompt(stock, ours, mask, prompt)
+    beyond = stock.decode([i for i, m, e in zip(ours, mask, expected, strict=True) if m and not e])
+    assert beyond == STOP_BEYOND_TWIN.get(name, "")
+    assert all(m or not e for m, e in zip(mask, expected, strict=True))
+
+
+def without_stop(name: str, template: ChatTemplate, ids: list[int]) -> list[int]:
+    beyond = STOP_BEYOND_TWIN.get(name)
+    return ids[:-1] if beyond and template.decode(ids[-1:]) == beyond else ids
+
+
+@pytest.mark.parametrize("case", TOOL_CASES)
+@pytest.mark.parametrize("name", TOOL_TWINS)
+def test_trained_spans_say_the_calls_the_thoughts_and_the_answers(name, case):
+    if (name, case) in LEFT_OUT:
+        return
+    stock, _ = stock_and_twin(name)
+    account = Account()
+    sequences = to_sequences(TOOL_CASES[case], stock, DataConfig(), account)
+    trained = "".join(stock.decode([i for i, m in zip(*our_mask(s), strict=True) if m]) for s in sequences)
+    left_out = "reasoning that the chat template leaves out" in account.altered
+    for message in TOOL_CASES[case].messages:
+        if message.role != "assistant":
+            assert not message.content or f">{message.content}<" not in trained
+            continue
+        thought = "" if left_out else message.extra.get("reasoning_content", "")
+        arguments = [c["function"]["arguments"] for c in message.extra.get("tool_calls", ())]
+        for said in (message.content, thought, *(a["city"] for a in arguments)):
+            assert said in trained
+
+
+def test_every_exception_of_calls_is_about_a_template_that_is_there():
+    named = {*STOP_BEYOND_TWIN, *(n for n, _ in LEFT_OUT), *(n for n, _ in TOOL_HISTORY_DIFFERS)}
+    assert named <= set(TOOL_TWINS)
+    assert len(TOOL_TWINS) >= 18

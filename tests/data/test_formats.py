@@ -1,13 +1,14 @@
 """Every format gives the conversation it means; what cannot be trained on is counted, what is malformed is an error."""
 
 import json
+import re
 
 import pytest
 
 from jax_sft.config import DataConfig
-from jax_sft.data.conversation import Account, Conversation, DataError, Message
+from jax_sft.data.conversation import Account, Conversation, DataError, Message, Tokens
 from jax_sft.data.formats import SAME_CONTENT, SAME_ID, Untrainable, detect, read_conversations, to_conversation
-from jax_sft.data.source import parts_of
+from jax_sft.data.source import Part, parts_of
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
@@ -219,7 +220,32 @@ MALFORMED = [
         r"prompt is a text and completion a list; make both texts",
     ),
     ("prompt_completion", {"prompt": 1, "completion": 2}, r"prompt is a number; write a list"),
-    ("text", {"text": ["x"]}, r"text is a list; write a text"),
+    ("text", {"text": {"x": 1}}, r"text is an object; write a text"),
+    ("text", {"text": ["x", 1]}, r"text is a number; write a text"),
+    ("messages", {"messages": [U, A], "tools": ["f"]}, r"tools holds a text, not objects; write \{'type': 'function'"),
+    (
+        "messages",
+        {"messages": [U, A], "chat_template_kwargs": [1]},
+        r"chat_template_kwargs is a list; write an object, such as",
+    ),
+    ("messages", {"messages": [U, A], "chat_template_kwargs": "{"}, r"chat_template_kwargs is a text; write an object"),
+    (
+        "messages",
+        {"messages": [U, A], "chat_template_kwargs": {"tools": []}},
+        r"chat_template_kwargs names 'tools', which is given already; take it out",
+    ),
+    ("tokens", {"input_ids": "1 2"}, r"input_ids is a text, not a list of numbers; write one for each token"),
+    ("tokens", {"input_ids": [1.5]}, r"input_ids holds something else than token ids; write whole numbers"),
+    ("tokens", {"input_ids": [1, 2], "labels": [1]}, r"labels has 1 numbers, and input_ids 2; write one for each"),
+    (
+        "tokens",
+        {"input_ids": [1, 2, 3], "labels": [-100, 3, -100]},
+        r"labels\[1\] is 3, and input_ids\[1\] 2; a label is its own token or -100, .* not shifted",
+    ),
+    ("tokens", {"input_ids": [1], "labels": [1], "loss_mask": [1]}, r"labels and loss_mask both say what is trained"),
+    ("tokens", {"input_ids": [1], "loss_mask": [-1]}, r"loss_mask holds something else than weights; write 0 and 1"),
+    ("preference", {"chosen": "a", "rejected": "b"}, r"nothing says what was asked; a row of the format preference"),
+    ("squad", {"context": "c", "question": "q", "answers": "a"}, r"answers is a text; write \[\{'text'"),
 ]
 
 
@@ -323,12 +349,12 @@ def test_a_named_format_is_not_guessed(tmp_path):
         (
             {"mesages": "chat"},
             "auto",
-            r"data\.columns\.mesages: no field has this name; did you mean 'messages'\?; map messages,",
+            r"data\.columns\.mesages: no field has this name; did you mean 'messages'\?; map chosen,",
         ),
         (
             {"prompt": "chat"},
             "messages",
-            r"data\.columns\.prompt: no field has this name; map messages, tools, id, source",
+            r"data\.columns\.prompt: no field has this name; map messages, label, tools,",
         ),
         (
             {"messages": "caht"},
@@ -357,3 +383,154 @@ def test_a_table_holds_messages_as_json(tmp_path):
     path.write_text(f'messages,id\n"{cell}",x\n')
     kept, _ = read(str(path))
     assert (turns(kept[0]), kept[0].id) == ([("user", "q"), ("assistant", "a")], "x")
+
+
+CALLED = {"name": "rain", "arguments": {"city": "昆明"}}
+AS_MESSAGE = Message("assistant", "", extra={"tool_calls": [{"type": "function", "function": CALLED}]})
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": CALLED}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+        {"role": "assistant", "content": "", "tool_calls": json.dumps([CALLED])},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {**CALLED, "arguments": '{"city": "昆明"}'}}]},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": json.dumps(CALLED)}]},
+        {"from": "function_call", "value": json.dumps(CALLED)},
+        {"from": "function_call", "value": json.dumps([CALLED])},
+    ],
+    ids=["OpenAI", "bare", "in a text", "arguments in a text", "part", "ShareGPT", "ShareGPT list"],
+)
+def test_calls_are_one_thing_however_they_are_written(turn):
+    format, column = ("sharegpt", "conversations") if "from" in turn else ("messages", "messages")
+    (_, called) = convert({column: [{"role": "user", "content": "q"}, turn]}, format).messages
+    calls = [{"type": "function", **call} for call in called.extra["tool_calls"]]
+    assert Message(called.role, called.content, extra={"tool_calls": calls}) == AS_MESSAGE
+
+
+def test_observations_are_results_of_tools_and_bare_functions_are_wrapped():
+    function = {"name": "rain", "parameters": {}}
+    says = [("human", "q"), ("function_call", json.dumps([CALLED, CALLED])), ("observation", "wet"), ("gpt", "a")]
+    row = {"conversations": [{"from": r, "value": v} for r, v in says], "tools": json.dumps([function])}
+    told = convert(row, "sharegpt")
+    assert [m.role for m in told.messages] == ["user", "assistant", "tool", "assistant"]
+    assert len(told.messages[1].extra["tool_calls"]) == 2
+    assert told.tools == ({"type": "function", "function": function},)
+
+
+def test_parts_of_reasoning_are_reasoning():
+    parts = [
+        {"type": "reasoning", "value": "hm "},
+        {"type": "thinking", "thinking": "so"},
+        {"type": "text", "text": "a"},
+    ]
+    (_, told) = convert({"messages": [U, {"role": "assistant", "content": parts}]}, "messages").messages
+    assert told == Message("assistant", "a", extra={"reasoning_content": "hm so"})
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"from": "function_call", "value": "rain(昆明)"}, "a function call that is not JSON"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "{"}]},
+            "a function call whose arguments are not a JSON object",
+        ),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": [1]}]},
+            "a function call whose arguments are not a JSON object",
+        ),
+        ({"role": "assistant", "content": [{"type": "image", "image": "x"}]}, "content part of type 'image'"),
+    ],
+)
+def test_what_no_text_can_say_is_left_out_and_counted(turn, reason):
+    with pytest.raises(Untrainable, match=f"^{re.escape(reason)}$"):
+        convert({"conversations": [{"from": "human", "value": "q"}, turn]}, "sharegpt")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "good"}},
+        {"messages": [U], "chosen": A | {"content": "good"}},
+        {"prompt": "q", "chosen": "good"},
+        {"prompt": [U], "chosen": [A | {"content": "good"}]},
+        {"instruction": "q", "input": "", "chosen": "good"},
+        {"chosen": [U, A | {"content": "good"}]},
+    ],
+    ids=["ShareGPT", "messages", "texts", "lists", "Alpaca", "the prompt in the answer"],
+)
+def test_of_a_preference_the_chosen_answer_teaches_and_the_rejected_is_never_read(row):
+    row = row | {"rejected": object()}
+    assert detect(row, "f", columns={}) == "preference"
+    said = [(m.role, m.content) for m in convert(row, "preference").messages]
+    assert said == [("user", U["content"] if said[0][1] != "q" else "q"), ("assistant", "good")]
+
+
+def test_what_was_said_before_the_chosen_answer_teaches_nothing():
+    row = {"conversations": [{"from": r, "value": "x"} for r in ("human", "gpt", "human")]}
+    told = convert(row | {"chosen": {"from": "gpt", "value": "y"}, "rejected": {}, "system": "s"}, "preference")
+    assert [m.train for m in told.messages] == [None, False, False, False, None]
+
+
+def test_an_answer_that_is_labelled_false_is_left_out(tmp_path):
+    rows = [{"messages": [U, A], "label": label} for label in (True, False, "no", 0)]
+    kept, account = read(write(tmp_path, rows))
+    assert (len(kept), account.dropped) == (3, {"label false: an answer that is not to be learnt": 1})
+
+
+def test_questions_about_a_text_are_conversations_of_their_own(tmp_path):
+    asked = [{"id": "1", "question": "Who?", "answers": [{"text": "Wren", "answer_start": 0}]}]
+    asked += [{"id": "2", "question": "When?", "answers": []}]
+    nested = {"data": [{"title": "t", "paragraphs": [{"id": "p", "context": "Wren sings.", "qas": asked}]}]}
+    flat = [{"context": "Wren sings.", "question": "Who?", "answers": {"text": ["Wren"], "answer_start": [0]}}]
+    (tmp_path / "nested.json").write_text(json.dumps(nested))
+    for path in (tmp_path / "nested.json", write(tmp_path, flat)):
+        kept, account = read(str(path))
+        assert [turns(c) for c in kept] == [[("user", "Wren sings.\n\nWho?"), ("assistant", "Wren")]]
+        assert account.read == 1 + sum(account.dropped.values())
+    assert [c.id for c in read(str(tmp_path / "nested.json"))[0]] == ["1"]
+
+
+def test_instances_of_a_task_are_conversations_of_their_own(tmp_path):
+    task = {
+        "id": "t",
+        "instruction": "Sort.",
+        "instances": [{"input": "b a", "output": "a b"}, {"input": "", "output": "x"}],
+    }
+    kept, account = read(write(tmp_path, [task]))
+    assert [(c.id, turns(c)[0][1]) for c in kept] == [("t[0]", "Sort.\nb a"), ("t[1]", "Sort.")]
+    assert account.read == 2
+
+
+def test_tokens_are_taken_with_their_labels():
+    assert convert({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, "tokens").tokens == Tokens((5, 6, 7), (0, 1, 1))
+    assert convert({"input_ids": [5, 6], "loss_mask": [0, 0.5]}, "tokens").tokens == Tokens((5, 6), (0, 0.5))
+    assert convert({"input_ids": [5, 6]}, "tokens").tokens == Tokens((5, 6), (1, 1))
+    with pytest.raises(Untrainable, match="^empty input_ids$"):
+        convert({"input_ids": []}, "tokens")
+
+
+def test_arguments_of_the_template_are_of_the_row_before_the_set_before_all(tmp_path):
+    path = write(tmp_path, [{"messages": [U, A], "chat_template_kwargs": '{"c": 3}'}, {"messages": [U, A]}])
+    part = Part((path,), "a", template_args={"b": 2, "c": 2})
+    config = DataConfig(template_args={"a": 1, "b": 1, "c": 1})
+    first, second = read_conversations(config, [part], Account())
+    assert first.template_args == {"a": 1, "b": 2, "c": 3}
+    assert second.template_args == {"a": 1, "b": 2, "c": 2}
+
+
+def test_a_table_without_a_header_has_numbered_columns(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("Hi.\t你好。\n")
+    kept, _ = read(str(path), header=False, columns={"prompt": "0", "completion": "1"})
+    assert [(c.prompt_text, c.text) for c in kept] == [("Hi.", "你好。")]
+
+
+def test_lines_of_a_text_file_are_texts_where_it_is_named(tmp_path):
+    (tmp_path / "poem.txt").write_text("one\n\n two\r\n")
+    kept, _ = read(str(tmp_path / "*.txt"))
+    assert [c.text for c in kept] == ["one", " two"]
+    write(tmp_path, [{"text": ["three", "four"]}])
+    assert [c.text for c in read(str(tmp_path))[0]] == ["three\nfour"]

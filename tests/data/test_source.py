@@ -152,7 +152,7 @@ FAULTS = [
     fault("a.csv", "a,a\n1,2\n", r"a\.csv:1: the header names the column 'a' twice; rename", "header"),
     fault("a.csv", 'a\nx\n"torn\nz\n', r"a\.csv:3: cannot be read as a table, .* \(unexpected end of data\)", "quote"),
     fault("a.csv", 'a,b\n"x"y,1\n', r"a\.csv:2: cannot be read as a table", "stray quote"),
-    fault("a.txt", "x", r"a\.txt: the extension '\.txt' is not one that is read; write the data as \.json, ", "txt"),
+    fault("a.xml", "x", r"a\.xml: the extension '\.xml' is not one that is read; write the data as \.json, ", "xml"),
     fault("a", "x", r"a: the extension '' is not one that is read", "no extension"),
     fault("a.jsonl", b'{"a": "x"}\n{"a": "\xb5"}', r"a\.jsonl:2: byte 18 \(0xb5\) is not UTF-8 .* iconv", "latin-1"),
     fault("a.jsonl", b'\xef\xbb\xbf{"\xff"', r"a\.jsonl:1: byte 5 \(0xff\) is not UTF-8", "after a mark"),
