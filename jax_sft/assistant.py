@@ -16,6 +16,7 @@ from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Account
 from jax_sft.data.dataset import check_context, tokenize
 from jax_sft.data.loader import Loader
+from jax_sft.data.source import parts_of
 from jax_sft.evaluate.answers import Answer, Messages, answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
@@ -113,7 +114,7 @@ class Assistant:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1; the losses do not depend on it")
-        dataset = tokenize(config, tuple(data), self.template, cache_dir=None)
+        dataset = tokenize(config, parts_of(tuple(data)), self.template, cache_dir=None)
         check_context(dataset, self.base.config.max_positions, name=str(self.base.path))
         batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
         loader = Loader(

@@ -291,15 +291,16 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
+    from jax_sft.data.source import training_parts, validation_parts
     from jax_sft.parameters import load_base
     from jax_sft.run_data import epoch_loader
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
-    for name, paths in (("train", run.data.sets or run.data.train), ("validation", run.data.validation)):
-        if not paths:
+    for name, parts in (("train", training_parts(run.data)), ("validation", validation_parts(run.data))):
+        if not parts:
             continue
-        dataset = tokenize(run.data, paths, base.template, cache_dir=cache)
+        dataset = tokenize(run.data, parts, base.template, cache_dir=cache)
         check_context(dataset, base.config.max_positions, name=f"data.{name}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")
         print(show.terminal_report(dataset, loader, title=name))

@@ -25,7 +25,7 @@ from jax_sft.config import DataConfig
 from jax_sft.data.chat import to_sequences
 from jax_sft.data.conversation import Account
 from jax_sft.data.formats import read_conversations
-from jax_sft.data.source import parts_of
+from jax_sft.data.source import training_parts, validation_parts
 from jax_sft.evaluate.answers import Messages, check_messages, up_to_last_question
 from jax_sft.hf.load import Pretrained
 from jax_sft.model.decoder import build
@@ -76,7 +76,7 @@ def _make_exam(base: Pretrained, data: DataConfig | None, prompts: Sequence[str]
     rows: list[tuple[int, ...]] = []
     origin, asked = "texts of the certificate's own", None
     if data is not None:
-        parts = parts_of(data.validation or data.sets or data.train)
+        parts = validation_parts(data) or training_parts(data)
         try:
             for conversation in itertools.islice(read_conversations(data, parts, Account()), 16 * _ROWS):
                 found = to_sequences(conversation, base.template, data, Account())

@@ -13,9 +13,11 @@ import numpy as np
 
 from jax_sft.config import RunConfig, SetConfig
 from jax_sft.data.chat import ChatTemplate
+from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader, Stage
 from jax_sft.data.mixture import Mixture, mixture
+from jax_sft.data.source import training_parts, validation_parts
 from jax_sft.hf.load import Pretrained
 from jax_sft.hf.stored import weights_hash
 
@@ -25,17 +27,35 @@ _log = logging.getLogger(__name__)
 def load_sets(
     config: RunConfig, template: ChatTemplate, workdir: pathlib.Path, *, max_positions: int
 ) -> tuple[TokenizedSet, TokenizedSet | None]:
-    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir."""
+    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir.
+
+    Raises:
+        ValueError: nothing is left of one of them, or of the part that decides.
+    """
     cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
     sets = []
-    for name, paths in (("train", config.data.sets or config.data.train), ("validation", config.data.validation)):
-        found = tokenize(config.data, paths, template, cache_dir=cache) if paths else None
+    for name, parts in (("train", training_parts(config.data)), ("validation", validation_parts(config.data))):
+        found = tokenize(config.data, parts, template, cache_dir=cache) if parts else None
         if found is not None:
             check_context(found, max_positions, name=f"data.{name}")
             for line in found.account.lines():
                 _log.info("%s: %s", name, line)
         sets.append(found)
+    best = config.evaluate.best
+    if best is not None and best not in sets[1].sources:
+        raise DataError(
+            f"evaluate.best = {best!r}: none of its conversations is held out; raise data.holdout, or name another of "
+            + ", ".join(sets[1].sources)
+        )
     return sets[0], sets[1]
+
+
+def measured_by(config: RunConfig, validation_set: TokenizedSet | None) -> str | None:
+    """What losses must share to be compared: the validation set, and which part of it decides."""
+    if validation_set is None:
+        return None
+    best = config.evaluate.best
+    return validation_set.fingerprint + (f" {best}" if best else "")
 
 
 def training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
@@ -122,6 +142,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "model.dtype": config.model.dtype,
         **({"model.new_rows": config.model.new_rows} if base.new_ids else {}),
         "data": train_set.fingerprint,
+        **({"data.holdout": config.data.holdout} if config.data.holdout else {}),
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),

@@ -43,7 +43,7 @@ from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
 from jax_sft.parameters import Parameters, joined, load_base, parameters
-from jax_sft.run_data import load_sets, rates, resume_fingerprint, training_loader, validation_loader
+from jax_sft.run_data import load_sets, measured_by, rates, resume_fingerprint, training_loader, validation_loader
 from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
@@ -156,14 +156,14 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         restored = checkpoints.restore(state_shape)
         if restored is None:
             start_step, progress = 0, _Progress()
-            progress.validation = validation_set.fingerprint if validation_set else None
+            progress.validation = measured_by(config, validation_set)
             trained, frozen = plan.load(base, mesh, seed=config.seed)
             state = init_state(trained, tx, mesh)
         else:
             start_step, state, notes = restored
             frozen = plan.load_frozen(base, mesh)
             progress = _Progress.from_notes(notes)
-            progress.compare_validation(validation_set.fingerprint if validation_set else None)
+            progress.compare_validation(measured_by(config, validation_set))
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
         run = _Run(
@@ -277,6 +277,7 @@ class _Progress:
     before: Losses | None = None  # validation, untrained
     after: Losses | None = None  # the newest validation, of step `after_step`
     after_step: int = -1
+    after_loss: float | None = None  # of that validation, the loss that decides which step is the best
     best_loss: float | None = None
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
@@ -303,10 +304,12 @@ class _Progress:
         losses = _evaluate(run, params, metrics, step)
         self.before = losses if step == 0 else self.before
         self.after, self.after_step = losses, step
-        if losses is None or not losses.loss < (math.inf if self.best_loss is None else self.best_loss):
+        best = run.config.evaluate.best
+        self.after_loss = None if losses is None else losses.by_source[best]["loss"] if best else losses.loss
+        if self.after_loss is None or not self.after_loss < (math.inf if self.best_loss is None else self.best_loss):
             return None
-        self.best_loss = losses.loss
-        return losses.loss
+        self.best_loss = self.after_loss
+        return self.best_loss
 
 
 def _steps(
@@ -325,8 +328,8 @@ def _steps(
         _log_memory_plan(run, state, start_step)
     if start_step in (0, progress.owed_step):
         progress.evaluate(run, state.params, metrics, start_step)
-        if start_step and progress.after is not None:
-            progress.late_losses[str(start_step)] = progress.after.loss
+        if start_step and progress.after_loss is not None:
+            progress.late_losses[str(start_step)] = progress.after_loss
         signals.stop_if_received()
     for step, loss in progress.late_losses.items():
         run.checkpoints.note_loss(int(step), loss)
@@ -371,7 +374,7 @@ def _steps(
                 elif evaluate_now:
                     best_loss = progress.evaluate(run, state.params, metrics, done)
                 if save_now or best_loss is not None:
-                    loss = progress.after.loss if progress.after and progress.after_step == done else None
+                    loss = progress.after_loss if progress.after_step == done else None
                     run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
                     stop = stop or signals.received  # it came during the evaluation, and this step is saved
                 if not stop:
@@ -427,8 +430,8 @@ def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> T
     if stage.start == "last":
         return state
     run.checkpoints.wait()
-    params, after = state.params, progress.after if progress.after_step == done else None
-    best = done if after is not None and after.loss == progress.best_loss else run.checkpoints.best_step
+    params, loss = state.params, progress.after_loss if progress.after_step == done else None
+    best = done if loss is not None and loss == progress.best_loss else run.checkpoints.best_step
     jax.tree.map(lambda x: x.delete(), state.opt_state)
     if best is not None and best != done:
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
@@ -475,9 +478,13 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | N
             label=label,
         )
         values = {"validation/loss": losses.loss, "validation/accuracy": losses.accuracy}
-        values |= {f"validation/loss/{name}": part["loss"] for name, part in losses.by_source.items()}
+        for name, part in losses.by_source.items():
+            values |= {f"validation/loss/{name}": part["loss"], f"validation/accuracy/{name}": part["accuracy"]}
         metrics.write(step, values)
         _say(f"{label}: loss {losses.loss:.4f}, accuracy {losses.accuracy:.1%}, {losses.tokens:.0f} trained tokens")
+        if len(losses.by_source) > 1:
+            for name, part in losses.by_source.items():
+                _say(f"  {name}: loss {part['loss']:.4f}, accuracy {part['accuracy']:.1%}")
     prompts = run.config.evaluate.prompts
     if prompts:
         answers = answer(

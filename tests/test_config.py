@@ -25,7 +25,14 @@ def problems(config, overrides=()):
     return str(caught.value)
 
 
-FREE = ("columns", "sets", "rank_pattern", "alpha_pattern", "template_args")  # mappings whose keys are the user's
+FREE = (
+    "columns",
+    "sets",
+    "rank_pattern",
+    "alpha_pattern",
+    "template_args",
+    "validation_sets",
+)  # mappings whose keys are the user's
 
 
 def test_default_config_holds_every_key_of_the_dataclasses():
@@ -380,6 +387,29 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             {"data": {"sets": {"x": {"paths": ("b",), "weight": 1}, "y": {"paths": ("c",)}}}},
             "data.sets: x has a weight and y has none; weigh all of them, or none",
         ),
+        ({"data": {"train": ("a",), "holdout": 0.6}}, "data.holdout = 0.6 must lie between 0 and 0.5"),
+        ({"data": {"train": ("a",), "holdout": -0.1}}, "data.holdout = -0.1 must lie between 0 and 0.5"),
+        ({"data": {"train": ("a",), "validation_sets": {"law": ()}}}, "data.validation_sets.law is empty; name at"),
+        (
+            {"data": {"sets": {"x": {"paths": ("b",)}}, "holdout": 0.1, "validation_sets": {"x": ("c",)}}},
+            "data.validation_sets.x: data.holdout takes a part of data.sets.x under the same name",
+        ),
+        (
+            {"data": {"train": ("a",), "validation_sets": {"law": ("c",)}}, "evaluate": {"best": "laww"}},
+            "evaluate.best = 'laww' is no validation set; did you mean law?; the named sets are law",
+        ),
+        (
+            {"data": {"train": ("a",), "validation": ("c",)}, "evaluate": {"best": "law"}},
+            "evaluate.best = 'law' is no validation set; no set has a name: see data.validation_sets",
+        ),
+        (
+            {"data": {"train": ("a",), "validation_sets": {"law": 3}}},
+            "data.validation_sets = {'law': 3} is not a mapping of names to lists of texts",
+        ),
+        (
+            {"data": {"train": ("a",), "template_args": 3}},
+            "data.template_args = 3 is not a mapping of texts to values",
+        ),
         ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
         ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),
         ({"train": {}, "stages": [{}]}, "stages.0.steps and stages.0.epochs: neither is set"),
@@ -393,7 +423,7 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
         ),
         (
             {"train": {}, "stages": [{"steps": 3}, {"steps": 3, "start": "best"}]},
-            "stages.1.start = 'best' is chosen by the validation loss; set data.validation",
+            "stages.1.start = 'best' is chosen by the validation loss; set data.validation or data.holdout",
         ),
         (
             {"train": {}, "optim": {"warmup_steps": 4}, "stages": [{"steps": 9}, {"steps": 4}]},

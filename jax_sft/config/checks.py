@@ -83,8 +83,35 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
             yield f"data.train_on: {role.strip()!r} is no role{hint}; the roles are {', '.join(_ROLES)}"
     if run.data.train_on == "all" and run.data.train_turns == "last":
         yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
-    if run.evaluate.every_steps is not None and not run.data.validation and not run.evaluate.prompts:
-        yield "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation or evaluate.prompts"
+    if run.evaluate.every_steps is not None and not _is_measured(run) and not run.evaluate.prompts:
+        yield (
+            "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation, data.holdout or "
+            "evaluate.prompts"
+        )
+    yield from _validation_checks(run)
+
+
+def _is_measured(run: RunConfig) -> bool:
+    return bool(run.data.validation or run.data.validation_sets or run.data.holdout)
+
+
+def _validation_checks(run: RunConfig) -> Iterator[str]:
+    """What is measured, and by what the best is chosen."""
+    data, best = run.data, run.evaluate.best
+    if not 0 <= data.holdout <= 0.5:
+        yield f"data.holdout = {data.holdout} must lie between 0 and 0.5; it is a share of the prompts, such as 0.02"
+    for name, paths in data.validation_sets.items():
+        if not paths:
+            yield f"data.validation_sets.{name} is empty; name at least one file, folder, glob or hub dataset id"
+        if name in data.sets and data.holdout:
+            yield (
+                f"data.validation_sets.{name}: data.holdout takes a part of data.sets.{name} under the same name; call "
+                "one of them otherwise"
+            )
+    names = [*data.validation_sets, *(data.sets if data.holdout else ())]
+    if best is not None and best not in names:
+        known = f"the named sets are {', '.join(names)}" if names else "no set has a name: see data.validation_sets"
+        yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
 
 
 def _mixture_checks(run: RunConfig) -> Iterator[str]:
@@ -115,8 +142,8 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
             yield f"stages.{i}.weights: all are 0; give one set a weight, or leave them out"
         if stage.start == "best" and i == 0:
             yield "stages.0.start = 'best': there is no stage before it; leave it out"
-        if stage.start == "best" and not run.data.validation:
-            yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation"
+        if stage.start == "best" and not _is_measured(run):
+            yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation or data.holdout"
 
 
 def _range_checks(run: RunConfig) -> Iterator[str]:

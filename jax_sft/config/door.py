@@ -256,6 +256,8 @@ def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
         return value is None, None
     if origin is Literal:
         return isinstance(value, str) and value in typing.get_args(kind), value
+    if kind is Any:
+        return True, value
     if kind is bool or kind is str:
         return isinstance(value, kind), value
     if kind is int:
@@ -288,6 +290,8 @@ def _describe(kind: Any) -> str:
         str: "a mapping of texts",
         int: "a mapping of texts to whole numbers",
         float: "a mapping of texts to numbers",
+        Any: "a mapping of texts to values",
+        tuple[str, ...]: "a mapping of names to lists of texts",
     }[typing.get_args(kind)[1]]
 
 

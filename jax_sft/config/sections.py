@@ -82,6 +82,8 @@ class DataConfig:
     sets: Mapping[str, SetConfig] = dataclasses.field(default_factory=dict)  # instead of train: a mixture, by name
     temperature: float | None = None  # weights of the sets are their sizes ** (1 / temperature)
     validation: tuple[str, ...] = ()
+    validation_sets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # or several, by name
+    holdout: float = 0.0  # share of the prompts of the training files that goes to validation, whatever else is there
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "squad", "tokens", "text"
     ] = "auto"
@@ -149,6 +151,7 @@ class EvaluateConfig:
     """Validation and sample answers during training."""
 
     every_steps: int | None = None  # None: at the start and the end alone
+    best: str | None = None  # the validation set whose loss decides; None: all together
     prompts: tuple[str, ...] = ()
     max_new_tokens: int = 64
 

@@ -6,6 +6,7 @@ tokenise in processes of their own that import no jax; the order of the sequence
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -16,16 +17,16 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-from jax_sft.config import DataConfig, SetConfig
+from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.formats import read_conversations
-from jax_sft.data.source import HubSet, Part, count_rows, files_of, load_hub, opened, parts_of
+from jax_sft.data.source import HubSet, Part, count_rows, files_of, load_hub, opened
 from jax_sft.data.store import TokenizedSet, Writer, load
 from jax_sft.data.workers import tokenized
 
@@ -52,13 +53,13 @@ log = logging.getLogger(__name__)
 
 def tokenize(
     config: DataConfig,
-    paths: tuple[str, ...] | Mapping[str, SetConfig],
+    parts: tuple[Part, ...],
     template: ChatTemplate,
     *,
     cache_dir: pathlib.Path | None,
     progress: bool = True,
 ) -> TokenizedSet:
-    """The set of `paths`, or of named sets, from the cache or made now by `config.workers` processes (0: this one).
+    """The set of all `parts`, from the cache or made now by `config.workers` processes (0: this one).
 
     A cached set that is damaged (`store` says what is checked) is made again, with a warning. Without `cache_dir` the
     arrays are in memory alone.
@@ -66,7 +67,6 @@ def tokenize(
     Raises:
         DataError: of `source` and `formats`; nothing can be trained on; too many sources; the cache cannot be written.
     """
-    parts = parts_of(paths)
     if cache_dir is None:
         with _writing_to(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="jax-sft-") as scratch:
             _build(pathlib.Path(scratch), config, parts, template, progress=progress)
@@ -160,7 +160,7 @@ def _key(config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *,
     feed(json.dumps({name: getattr(config, name) for name in OPTIONS}, sort_keys=True).encode())
     feed(template.fingerprint.encode())
     of_parts = [files_of(part.paths) for part in parts]
-    told = [(p.name, p.loss_weight, dict(p.template_args), len(of)) for p, of in zip(parts, of_parts, strict=True)]
+    told = [{**dataclasses.asdict(p), "paths": len(of)} for p, of in zip(parts, of_parts, strict=True)]
     feed(json.dumps(told, sort_keys=True).encode())
     places = [place for of in of_parts for place in of]
     size = sum(place.stat().st_size for place in places if isinstance(place, pathlib.Path))
@@ -199,15 +199,21 @@ def _build(
             bar.update(reading.read - bar.n)
         account = reading + tokenising
         if not writer.trained:
-            raise DataError(_nothing(paths, account))
+            raise DataError(_nothing(parts, account))
         writer.finish(account)
 
 
-def _nothing(paths: tuple[str, ...], account: Account) -> str:
+def _nothing(parts: tuple[Part, ...], account: Account) -> str:
+    named = ", ".join(dict.fromkeys(path for part in parts for path in part.paths))
+    if not account.read and all(part.takes_held_out for part in parts):
+        return (
+            f"{named}: data.holdout = {parts[0].holdout} holds out none of these conversations; raise it, or name "
+            "files in data.validation"
+        )
     reasons = sorted(account.dropped.items(), key=lambda item: -item[1])
     said = "; ".join(f"{n} dropped: {reason} (first: {account.examples[reason][0]})" for reason, n in reasons[:5])
     return (
-        f"{', '.join(paths)}: nothing can be trained on; {account.read} conversations read, {said or 'none dropped'}; "
+        f"{named}: nothing can be trained on; {account.read} conversations read, {said or 'none dropped'}; "
         "correct the data, or data.format, data.columns, data.train_on or data.max_length"
     )
 

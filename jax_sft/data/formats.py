@@ -17,6 +17,7 @@ from typing import Any
 from jax_sft.config import DataConfig
 from jax_sft.data import rows
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
+from jax_sft.data.holdout import is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
 from jax_sft.data.pretokenised import to_tokens
 from jax_sft.data.source import Part, Row, files_of, kind_of, read_rows, stem_of
@@ -72,15 +73,22 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             if format == "auto":  # the first row
                 _check_columns(row, where, config.columns)
                 format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
-            account.read += 1
+            account.read += not part.takes_held_out
+            reason = None
             try:
                 conversation = to_conversation(row, where, format=format, columns=config.columns, source=stem_of(place))
-            except Untrainable as reason:
-                account.drop(str(reason), where)
+                if conversation.messages and not any(_teaches(m, trained_roles) for m in conversation.messages):
+                    reason = nothing
+            except Untrainable as error:
+                reason = str(error)
+            if reason is not None:
+                if not part.takes_held_out:  # the training set's account has it already
+                    account.drop(reason, where)
                 continue
-            if conversation.messages and not any(_teaches(m, trained_roles) for m in conversation.messages):
-                account.drop(nothing, where)
+            if part.holdout and is_held_out(conversation, part.holdout) != part.takes_held_out:
+                account.held_out += not part.takes_held_out
                 continue
+            account.read += part.takes_held_out
             _note_repeats(conversation, where, seen, account)
             yield dataclasses.replace(
                 conversation,

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from jax_sft.config import SetConfig
+from jax_sft.config import DataConfig, SetConfig
 from jax_sft.data.conversation import DataError
 
 EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
@@ -53,6 +53,22 @@ class Part:
     name: str | None = None  # the source of its rows; None: what a row says, or else its file
     loss_weight: float = 1.0  # times the weight of each of its tokens
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template
+    holdout: float = 0.0  # this share of its prompts is held out,
+    takes_held_out: bool = False  # and they are what this part is of, or the others
+
+
+def training_parts(config: DataConfig) -> tuple[Part, ...]:
+    """What is trained on, without what is held out."""
+    return tuple(dataclasses.replace(p, holdout=config.holdout) for p in parts_of(config.sets or config.train))
+
+
+def validation_parts(config: DataConfig) -> tuple[Part, ...]:
+    """What is measured: files of their own, sets by name, and what is held out of the training files."""
+    parts = parts_of(config.validation) if config.validation else ()
+    parts += tuple(Part(paths, name) for name, paths in config.validation_sets.items())
+    if config.holdout:
+        parts += tuple(dataclasses.replace(part, takes_held_out=True) for part in training_parts(config))
+    return parts
 
 
 def parts_of(what: Sequence[str] | Mapping[str, SetConfig]) -> tuple[Part, ...]:

@@ -62,7 +62,7 @@ def contents(dataset: TokenizedSet) -> list[tuple]:
 
 
 def read(path: str, template: ChatTemplate, cache: pathlib.Path | None = None, **options) -> TokenizedSet:
-    return tokenize(DataConfig(**options), (path,), template, cache_dir=cache, progress=False)
+    return tokenize(DataConfig(**options), parts_of((path,)), template, cache_dir=cache, progress=False)
 
 
 def home_of(cache: pathlib.Path) -> pathlib.Path:
@@ -345,7 +345,7 @@ def test_the_progress_bars_are_full_at_the_end(tmp_path, template, monkeypatch):
     monkeypatch.setattr(module, "tqdm", Bar)
     path = write(tmp_path / "set.jsonl")
     size = pathlib.Path(path).stat().st_size
-    tokenize(DataConfig(), (path,), template, cache_dir=tmp_path / "cache", progress=True)
+    tokenize(DataConfig(), parts_of((path,)), template, cache_dir=tmp_path / "cache", progress=True)
     assert list(dict.fromkeys(bars)) == [("hashing data", size, size, 2.0), ("tokenising data", 5, 5, 2.0)]
 
 
@@ -364,8 +364,8 @@ def test_named_sets_are_read_one_after_the_other_under_their_names_and_weights(t
     paths = [write(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
     sets = {"b": SetConfig(paths=(paths[0],), loss_weight=0.5), "a": SetConfig(paths=(paths[1],))}
     config = DataConfig(workers=workers)
-    mixed = tokenize(config, sets, template, cache_dir=None, progress=False)
-    plain = [tokenize(config, (path,), template, cache_dir=None, progress=False) for path in paths]
+    mixed = tokenize(config, parts_of(sets), template, cache_dir=None, progress=False)
+    plain = [tokenize(config, parts_of((path,)), template, cache_dir=None, progress=False) for path in paths]
     assert mixed.sources == ("b", "a")
     assert mixed.of_source("b").tolist() == list(range(len(plain[0])))
     assert mixed.of_source("a").tolist() == list(range(len(plain[0]), len(mixed)))

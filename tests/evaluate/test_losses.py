@@ -13,6 +13,7 @@ from jax_sft.config import DataConfig, MeshConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.dataset import tokenize
 from jax_sft.data.loader import Loader
+from jax_sft.data.source import parts_of
 from jax_sft.evaluate.losses import evaluate_losses
 from jax_sft.loss import Tally
 from jax_sft.model.decoder import abstract_params, build, random_params
@@ -40,7 +41,7 @@ MODEL = read_model_config(
 def dataset(tmp_path_factory):
     path = write_conversations(tmp_path_factory.mktemp("losses") / "d.jsonl", 11)
     template = ChatTemplate(tiny_tokenizer(), template=CHATML)
-    return tokenize(DataConfig(), (str(path),), template, cache_dir=None, progress=False)
+    return tokenize(DataConfig(), parts_of((str(path),)), template, cache_dir=None, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""Which conversations are held out for validation: a share of the prompts, by a hash that nothing else moves.
+
+In: a conversation. Out: whether it is held out. The hash is of the prompt alone, so that rows added, taken out, put in
+another order or into other files move no other row, and a prompt with several answers is never on both sides. No seed
+takes part: a run with another seed must not train on what this one was measured by.
+"""
+
+import hashlib
+import unicodedata
+
+from jax_sft.data.conversation import Conversation
+
+_SALT = b"jax_sft held out by prompt 1\0"  # another one would be another split of everybody's data
+_NOT_ASKED = ("system", "developer")  # the same question under two of them is one prompt
+
+
+def is_held_out(conversation: Conversation, share: float) -> bool:
+    """Whether its prompt is in the share of all prompts that is held out; a larger share holds out those and more."""
+    digest = hashlib.blake2b(_SALT + prompt_of(conversation).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def prompt_of(conversation: Conversation) -> str:
+    """What was asked before the first answer, in one Unicode form (NFKC) and with single blanks.
+
+    Of a plain text its prompt, or all of it where it has none; of tokens, those before the first that teaches.
+    """
+    if conversation.tokens is not None:
+        trained = [i for i, weight in enumerate(conversation.tokens.weights) if weight > 0]
+        return " ".join(map(str, conversation.tokens.ids[: trained[0] if trained and trained[0] else None]))
+    if conversation.text is not None:
+        return _normal(conversation.prompt_text or conversation.text)
+    asked = []
+    for message in conversation.messages:
+        if message.role == "assistant":
+            break
+        if message.role not in _NOT_ASKED:
+            asked.append(f"{message.role}\0{message.content}")
+    return _normal("\0".join(asked))
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())

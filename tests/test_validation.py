@@ -1,0 +1,104 @@
+"""Runs that are measured by several sets, or by what is held out of their own files."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from jax_sft.checkpoint import Checkpoints
+from jax_sft.config import RunConfig, default, from_config_dict
+from jax_sft.data.holdout import is_held_out
+from jax_sft.data.source import training_parts, validation_parts
+from jax_sft.run_data import load_sets
+from jax_sft.train_loop import train
+from tests.data.chats import tokenizer_for
+from tests.data.test_holdout import asked
+from tests.tiny import CHATML, run_config, write_conversations
+
+SHORT = {"train": {"steps": 2}, "evaluate": {"every_steps": 1}, "checkpoint": {"every_steps": 1, "keep": 1}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    place = tmp_path_factory.mktemp("validation")
+    run_config(place)
+    write_conversations(place / "other.jsonl", 20, offset=300)
+    return place
+
+
+def measured(folder: pathlib.Path, **data: Any) -> RunConfig:
+    config = default()
+    config.update(run_config(folder).to_dict())
+    config.update(SHORT)
+    config.data.update(data)
+    return from_config_dict(config)
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "validation/loss" in line]
+
+
+def test_named_sets_have_losses_of_their_own_and_one_of_them_may_choose_the_best(folder, tmp_path, monkeypatch):
+    saved: dict[int, float | None] = {}
+    save = Checkpoints.save
+
+    def noting(self, step, *args, loss, **options):
+        saved[step] = loss
+        return save(self, step, *args, loss=loss, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", noting)
+    sets = {name: (str(folder / f"{name}.jsonl"),) for name in ("validation", "other")}
+    config = measured(folder, validation=(), validation_sets=sets)
+    for best, key in ((None, "validation/loss"), ("other", "validation/loss/other")):
+        changed = default()
+        changed.update(config.to_dict())
+        changed.evaluate.best = best
+        train(from_config_dict(changed), tmp_path / str(best), command="test")
+        lines = {line["step"]: line for line in evaluations(tmp_path / str(best))}
+        assert {step: lines[step][key] for step in (1, 2)} == saved
+        for line in lines.values():
+            assert {f"validation/{what}/{name}" for what in ("loss", "accuracy") for name in sets} <= set(line)
+            assert line["validation/loss/other"] != line["validation/loss"] != line["validation/loss/validation"]
+
+
+def test_what_is_held_out_is_measured_and_not_trained_on(folder, tmp_path):
+    sets = {name: {"paths": (str(folder / f"{name}.jsonl"),)} for name in ("train", "other")}
+    config = measured(folder, train=(), validation=(), sets=sets, holdout=0.3)
+    outcome = train(config, tmp_path / "run", command="test")
+    assert outcome.before is not None and set(outcome.before.by_source) == {"train", "other"}
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["config"]["data"]["holdout"] == 0.3
+    template = template_of(folder)
+    trained, held_out = load_sets(config, template, tmp_path / "sets", max_positions=512)
+    assert held_out is not None
+    ids = [{found.ids[i] for i in range(len(found))} for found in (trained, held_out)]
+    assert not ids[0] & ids[1]
+    assert len(ids[0]) + len(ids[1]) == 80 == trained.account.read
+    assert trained.account.held_out == len(ids[1]) == held_out.account.read
+
+
+def template_of(folder: pathlib.Path) -> Any:
+    from jax_sft.data.chat import ChatTemplate
+
+    return ChatTemplate(tokenizer_for(CHATML), template=CHATML)
+
+
+def test_a_share_that_holds_out_nothing_is_told(folder, tmp_path):
+    config = measured(folder, validation=(), holdout=1e-9)
+    with pytest.raises(ValueError, match=r"data\.holdout = 1e-09 holds out none of these conversations; raise it, or"):
+        load_sets(config, template_of(folder), tmp_path, max_positions=512)
+
+
+def test_a_set_of_which_nothing_is_held_out_cannot_choose_the_best(folder, tmp_path):
+    kept = next(i for i in range(900, 999) if not is_held_out(asked(f"count to {i}"), 0.2))
+    write_conversations(folder / "one.jsonl", 1, offset=kept)
+    sets = {name: {"paths": (str(folder / f"{name}.jsonl"),)} for name in ("train", "one")}
+    config = measured(folder, train=(), validation=(), sets=sets, holdout=0.2)
+    changed = default()
+    changed.update(config.to_dict())
+    changed.evaluate.best = "one"
+    with pytest.raises(ValueError, match=r"evaluate\.best = 'one': none of its conversations is held out; raise"):
+        load_sets(from_config_dict(changed), template_of(folder), tmp_path, max_positions=512)
+    assert len(training_parts(config.data)) == len(validation_parts(config.data)) == 2
