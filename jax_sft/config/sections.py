@@ -89,6 +89,7 @@ class DataConfig:
     ] = "auto"
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our field -> the column's name in the files
     header: bool = True  # whether tables have one; without it, columns are called "0", "1" and so on
+    quoted: bool = True  # whether a quote in a table opens a field that may hold separators; if not, it is a letter
     split: str = "train"  # of a hub dataset
     max_length: int = 2048  # tokens in a packed row, and the longest sequence
     packing: bool = True

@@ -35,6 +35,7 @@ OPTIONS = (
     "format",
     "columns",
     "header",
+    "quoted",
     "split",
     "max_length",
     "too_long",

@@ -20,7 +20,7 @@ from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.holdout import is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
 from jax_sft.data.pretokenised import to_tokens
-from jax_sft.data.source import Part, Row, files_of, kind_of, read_rows, stem_of
+from jax_sft.data.source import Part, Row, Tables, files_of, kind_of, read_rows, stem_of
 
 REQUIRED = {
     "preference": ("chosen", "rejected"),
@@ -99,7 +99,8 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
 
 
 def _rows(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
-    for row, where in read_rows([str(place)], split=config.split, has_header=config.header):
+    tables = Tables(has_header=config.header, has_quotes=config.quoted)
+    for row, where in read_rows([str(place)], split=config.split, tables=tables):
         yield from rows.unnested(row, where)
 
 
