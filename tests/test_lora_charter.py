@@ -75,8 +75,9 @@ def test_evaluation_does_not_move_with_the_batch_size(kind: str):
 
 
 @of_each_kind
-def test_packed_equals_unpacked(kind: str):
-    run = run_of(**KINDS[kind])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)], ids=["one device", "fsdp4-tensor2"])
+def test_packed_equals_unpacked(kind: str, sizes: Any):
+    run = run_of(sizes, **KINDS[kind])
     items = sequences((5, 9, 8, 3, 6, 10, 4, 12))
     packed, alone = rows_of(items[:3], items[3:6], items[6:]), rows_of(*([item] for item in items))
     assert packed.segments_BT.max() == 3
