@@ -90,7 +90,8 @@ class DataConfig:
     train_on: str = "assistant"  # roles that teach, separated by commas
     train_turns: Literal["all", "last"] = "all"
     mask: Literal["auto", "tags", "prefix", "sentinel", "turns"] = "auto"  # how trained spans are found
-    workers: int = 0  # processes that tokenise; 0: this one
+    # processes that tokenise; 0: this one; None: this one, and for what a large set has left, one for each core
+    workers: int | None = None
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
 
 
