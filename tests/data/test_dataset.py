@@ -400,7 +400,9 @@ def test_named_sets_are_read_one_after_the_other_under_their_names_and_weights(t
     assert len(set(keys)) == 3
 
 
-def test_answers_are_counted_by_their_trained_stretches(tmp_path, template):
+@pytest.mark.parametrize("block", [1, 40, 2**24])  # positions looked at together: less than a sequence, some, all
+def test_answers_are_counted_by_their_trained_stretches(tmp_path, template, monkeypatch, block):
+    monkeypatch.setattr("jax_sft.data.store.BLOCK", block)
     dataset = read(write(tmp_path / "set.jsonl"), template)
     for i in range(len(dataset)):
         is_trained_T = [False, *(dataset[i].weights_T > 0)]
