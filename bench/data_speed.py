@@ -176,7 +176,7 @@ def theirs(messages: pathlib.Path, tokenizer: Any, max_length: int) -> Callable[
 
     def run() -> Result:
         start, cpu = time.perf_counter(), cpu_seconds()
-        packed = trainer._prepare_dataset(table, tokenizer, arguments, True, None, "train")
+        packed: Any = trainer._prepare_dataset(table, tokenizer, arguments, True, None, "train")
         wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
         packed = packed.with_format("arrow")[:]
         tokens = len(packed["input_ids"].combine_chunks().flatten())

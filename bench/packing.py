@@ -201,7 +201,8 @@ def print_fill(data: pathlib.Path | None) -> None:
             predicted = predict_capacity(lengths_N, trained_N, max_length=max_length)
             ours = len(pack(lengths_N, trained_N, capacity=max_length, predict_capacity=predicted, seed=0))
             table = datasets.Dataset.from_dict({"input_ids": [[0] * n for n in lengths_N.tolist()]})
-            theirs = trl.pack_dataset(table, max_length, "bfd").num_rows
+            packed: Any = trl.pack_dataset(table, max_length, "bfd")  # type: ignore[reportPrivateImportUsage]
+            theirs = packed.num_rows
             total = lengths_N.sum() / max_length
             cells += [f"{total / ours:.1%} ({ours:,})", f"{total / theirs:.1%} ({theirs:,})"]
         lengths_N = found.lengths_N
