@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_sft.config import RunConfig, SetConfig
+from jax_sft.config import QualityConfig, RunConfig, SetConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader, Stage
@@ -29,7 +29,8 @@ def load_sets(
     cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
     sets = []
     for name, paths in (("train", config.data.sets or config.data.train), ("validation", config.data.validation)):
-        found = tokenize(config.data, paths, template, cache_dir=cache) if paths else None
+        references = config.data.validation if name == "train" else ()
+        found = tokenize(config.data, paths, template, cache_dir=cache, references=references) if paths else None
         if found is not None:
             check_context(found, max_positions, name=f"data.{name}")
             for line in found.account.lines():
@@ -125,6 +126,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),
+        **({"data.quality": dataclasses.asdict(config.data.quality)} if config.data.quality != QualityConfig() else {}),
         **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
         **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
         "seed": config.seed,
