@@ -4,6 +4,7 @@ In: conversations in the order they are read. Out: of each what it repeats, with
 100 bytes of memory a row, and 2 kB where near duplicates are looked for.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ SAME_ID = "the same id as an earlier conversation"
 SAME_PROMPT = "same prompt: as an earlier conversation, with another answer"
 NEAR = "near duplicate: much the same text as an earlier conversation"
 PERMUTATIONS = 128
+ANSWERS = 0.5  # similarity that the answers alone must have
 PROPOSED = 0.8  # LSH proposes from this part of the similarity on, so that it misses few; see `Near.find`
 SHINGLE_WORDS, SHINGLE_CHARACTERS = 3, 4
 
@@ -74,6 +76,15 @@ def shingles(text: str) -> np.ndarray:
     return np.array(sorted({zlib.crc32(run.encode()) for run in runs}), np.uint32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sketch:
+    """What of a conversation is compared: shingles of all its turns with their MinHash, and of its answers alone."""
+
+    of_all: np.ndarray
+    of_answers: np.ndarray
+    minhash: Any
+
+
 class Near:
     """Finds conversations whose shingles are much the same, by MinHash and LSH (datasketch)."""
 
@@ -87,33 +98,38 @@ class Near:
             ) from error
         self._similarity = similarity
         self._index = MinHashLSH(threshold=max(0.1, PROPOSED * similarity), num_perm=PERMUTATIONS)
-        self._rows: list[tuple[np.ndarray, str]] = []  # shingles and place
+        self._rows: list[tuple[np.ndarray, np.ndarray, str]] = []  # shingles of all and of the answers, and place
         self._empty = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)
 
-    def sketch(self, view: View) -> tuple[np.ndarray, Any]:
-        """The shingles of a conversation's turns, and their MinHash."""
+    def sketch(self, view: View) -> Sketch:
+        """What `find` and `add` need of a conversation."""
         found = shingles("\n".join(view.texts))
-        sketch = self._empty.copy()
-        sketch.update_batch(found.tolist())
-        return found, sketch
+        minhash = self._empty.copy()
+        minhash.update_batch(found.tolist())
+        return Sketch(found, shingles("\n".join(view.said)), minhash)
 
-    def find(self, sketched: tuple[np.ndarray, Any]) -> str | None:
-        """The place of the first that this one is much the same as. LSH proposes, the shingles themselves decide."""
-        found, sketch = sketched
-        for i in sorted(map(int, self._index.query(sketch))):  # type: ignore[arg-type]
-            others, where = self._rows[i]
-            both = len(np.intersect1d(found, others, assume_unique=True))
-            if both >= self._similarity * (len(found) + len(others) - both) and both:
+    def find(self, of: Sketch) -> str | None:
+        """The place of the first that this one is much the same as. LSH proposes, the shingles themselves decide.
+
+        The answers must be alike too: several questions about one long passage are no duplicates.
+        """
+        for i in sorted(map(int, self._index.query(of.minhash))):  # type: ignore[arg-type]
+            of_all, of_answers, where = self._rows[i]
+            if similarity(of.of_all, of_all) >= self._similarity and similarity(of.of_answers, of_answers) >= ANSWERS:
                 return where
         return None
 
-    def add(self, sketched: tuple[np.ndarray, Any], where: str) -> None:
+    def add(self, of: Sketch, where: str) -> None:
         """Remember one that later ones are compared with."""
-        found, sketch = sketched
-        if len(found) == 0:
-            return
-        self._index.insert(len(self._rows), sketch)
-        self._rows.append((found, where))
+        if len(of.of_all):
+            self._index.insert(len(self._rows), of.minhash)
+            self._rows.append((of.of_all, of.of_answers, where))
+
+
+def similarity(one: np.ndarray, two: np.ndarray) -> float:
+    """Jaccard: what both have, of what either has; 1 if both are empty."""
+    both = len(np.intersect1d(one, two, assume_unique=True))
+    return both / (len(one) + len(two) - both) if len(one) or len(two) else 1.0
 
 
 def repeats(what: str, first: str, view: View) -> Finding:

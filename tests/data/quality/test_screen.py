@@ -116,6 +116,13 @@ def test_a_near_duplicate_names_the_earlier_row_and_is_compared_with_those_that_
     assert len(exact) == 2 and account.noted == {SAME_CONTENT + BOTH_STAY: 1}  # not told twice
 
 
+def test_several_questions_about_one_passage_are_no_near_duplicates():
+    passage = " ".join(f"{SAID} This is fact {n} of them all." for n in range(9))
+    rows = [talk(f"{passage}\n\n{q}", a, where=f"f:{a}") for q, a in (("What?", "Plants"), ("Where?", "Leaves"))]
+    kept, account = screen(only(near_duplicate="drop"), *rows, talk(f"{passage} Hm.\n\nWhat?", "Plants", where="f:3"))
+    assert len(kept) == 2 and account.examples == {duplicates.NEAR: ["f:3"]}
+
+
 def test_personal_data_is_masked_everywhere_and_the_report_says_how():
     call = [{"type": "function", "function": {"name": "mail", "arguments": {"to": "anna.li@gmail.com"}}}]
     messages = [
