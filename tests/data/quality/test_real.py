@@ -13,9 +13,8 @@ from jax_sft.data.formats import read_conversations
 from jax_sft.data.quality.screen import rule_of, screened
 from jax_sft.data.source import parts_of
 
-SHARED = next(
-    (p / "shared/data" for p in pathlib.Path(__file__).resolve().parents if (p / "shared/data").is_dir()), None
-)
+ABOVE = pathlib.Path(__file__).resolve().parents
+SHARED = next((p / "shared" / "data" for p in ABOVE if (p / "shared" / "data").is_dir()), None)
 ROWS = 1000
 RULES = (
     "roles",

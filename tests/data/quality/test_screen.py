@@ -266,7 +266,7 @@ def test_tokens_of_elsewhere_pass_the_rules_that_are_about_text():
     [
         ("What is a leaf made of, and why is it green?", ZH, True),
         ("What is a leaf made of? Answer in Chinese.", ZH, False),
-        ("Say it: 植物的叶子", ZH, False),
+        ("What would my friend from the village answer if I say 植物的叶子 to her?", ZH, False),
         ("What is a leaf made of?", "绿色", False),  # too short to say
         ("写一个打印列表的Python程序", "for x in numbers: print(x)  # one number a line, as it was asked", False),
     ],
