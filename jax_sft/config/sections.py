@@ -99,6 +99,8 @@ class DataConfig:
     # For the chat template, such as {"enable_thinking": False}; a set may say otherwise, or a row: chat_template_kwargs
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
+    # What the data card says word for word: name, licence, origin, intended_use, must_not_be_used_for, or other fields
+    card: Mapping[str, str] = dataclasses.field(default_factory=dict)
     workers: int = 0  # processes that tokenise; 0: this one
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
 
