@@ -13,8 +13,10 @@ document.addEventListener("pointerover", event => {
   tip.style.top = (place.top > 110 ? place.top - tip.offsetHeight - 6 : place.bottom + 6) + "px";
 });
 const form = document.getElementById("filter"), [select, input, output] = form.querySelectorAll("select, input, output");
+// In the tokens and the place: "trained" stands in every heading.
 const shown = [...document.querySelectorAll("article[data-source]")].map(node => ({
-  node, source: node.dataset.source, text: node.textContent.toLowerCase(),
+  node, source: node.dataset.source,
+  text: [...node.querySelectorAll(".tokens, h3 > bdi")].map(part => part.textContent).join("\n").toLowerCase(),
 }));
 for (const source of new Set(shown.map(one => one.source))) select.add(new Option(source, source));
 const filter = () => {

@@ -12,7 +12,8 @@ import threading
 
 import pytest
 
-from tests.report.test_page import HOSTILE, hostile_page
+from tests.report.sets import byte_level, ids_of, make_set, sequence_of
+from tests.report.test_page import HOSTILE, hostile_page, page_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 pytestmark = pytest.mark.skipif(
@@ -100,6 +101,36 @@ def test_a_browser_builds_the_whole_page_of_hostile_data(folder):
 def test_the_page_s_own_script_runs_in_a_browser(folder):
     text, _ = built(folder)
     assert re.search(r"<output[^>]*>1 of 1 shown</output>", text)
+
+
+def test_sequences_are_found_by_source_and_by_text(tmp_path):
+    tokenizer, sequences = byte_level(), []
+    for source, text in (("a", "The Train"), ("a", "a boat"), ("b", "a train"), ("c", "")):
+        ids = ids_of(tokenizer, f"⟨im_start⟩{text}⟨im_end⟩")
+        sequences.append(sequence_of(ids, [0.0] + [1.0] * (len(ids) - 1), source=source))
+    page = POLICY.sub("", page_of(make_set(sequences), tokenizer))  # or the script that follows would not run
+    ask = """<script>
+        const log = [];
+        for (const [source, text] of [["", ""], ["a", ""], ["", "TRAIN"], ["a", "train"], ["c", "train"]]) {
+          select.value = source; input.value = text;
+          input.dispatchEvent(new Event("input", {bubbles: true}));
+          const shown = [...document.querySelectorAll("article")].map(one => one.hidden ? 0 : 1);
+          log.push(shown.join("") + " " + output.textContent);
+        }
+        document.title = [[...select.options].map(one => one.value).join("+"), form.hidden, ...log].join("; ");
+        </script></body>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", ask), encoding="utf-8")
+    dom, _ = browse((tmp_path / "page.html").as_uri(), tmp_path / "profile")
+    (title,) = re.findall("<head>.*?<title>(.*?)</title>", dom, re.DOTALL)
+    assert title.split("; ") == [
+        "+a+b+c",
+        "false",
+        "1111 4 of 4 shown",
+        "1100 2 of 4 shown",
+        "1010 2 of 4 shown",
+        "1000 1 of 4 shown",
+        "0000 0 of 4 shown",
+    ]
 
 
 def test_a_browser_has_nothing_to_complain_about(folder):

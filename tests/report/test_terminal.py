@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import re
 
@@ -113,6 +114,10 @@ def test_the_report_counts_what_went_in_and_out_and_how_it_is_packed():
         "epoch      2 rows = 1 step of 3 rows",
         "row        64 positions, up to 64 of them predicted (P)",
         "filled     93.8% of all positions",
+        "scripts    code 100.0% (all 4 sequences looked at)",
+        "turns      1 100.0% (1 to 1, mean 1.0)",
+        "packing    2 100.0% (2 to 2, mean 2.0)",
+        "length of a trained stretch: 10 to 10, mean 10, median 10, nine of ten up to 10",
         "chat            4     120       40    33%       100.0%",
     ]:
         assert line in lines, line
@@ -144,3 +149,16 @@ def test_chinese_names_stay_in_their_column():
     table = report_of(dataset, make_loader(dataset), title="x").split("\n")[-3:-1]
     ends = {line[:2]: line.index(" 1 ") for line in table}
     assert ends["中文"] + 2 == ends["ch"]  # two characters, four columns
+
+
+def test_a_mixture_has_two_columns_more():
+    sequences = [sequence_of([7] * 5, [0.0] + [1.0] * 4, source=s) for s in "aaaabb"]
+    dataset = make_set(sequences)
+    summary = summarize(dataset, make_loader(dataset), byte_level())
+    last = terminal_report(summary, title="x").split("\n")[-4]
+    assert last.split("  ")[-1] == "of the loss"
+    lines = [dataclasses.replace(line, drawn=12, drawn_share=0.25) for line in summary.sources]
+    mixed = dataclasses.replace(summary, sources=tuple(lines), is_mixed=True)
+    head, first, *_ = terminal_report(mixed, title="x").split("\n")[-4:]
+    assert head.endswith("of the loss  epoch  of its loss")
+    assert re.search(r"66\.7% +12 +25\.0%$", first)
