@@ -282,9 +282,11 @@ class Checkpoints:
             return
         lines = list(_differences(saved, self._fingerprint))
         if lines:
+            other_model = any(line.startswith("  model.weights:") for line in lines)
+            by = " (model.weights by model.path or model.revision)" if other_model else ""
             raise FingerprintError(
-                f"{self._directory}: the run of step {step} cannot go on with another configuration; set these back "
-                "(model.weights by model.path or model.revision), or use a new workdir:\n" + "\n".join(lines)
+                f"{self._directory}: the run of step {step} cannot go on with another configuration; set these back"
+                f"{by}, or use a new workdir:\n" + "\n".join(lines)
             )
 
     def _set_aside_rejected(self) -> None:

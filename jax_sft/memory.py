@@ -39,4 +39,6 @@ def told_if_short(doing: str) -> Iterator[None]:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
-        raise LackOfMemoryError(f"out of memory: {str(error).splitlines()[0]}. {WAYS_OUT[doing]}") from error
+        raise LackOfMemoryError(
+            f"out of memory: {str(error).splitlines()[0].rstrip('.')}. {WAYS_OUT[doing]}"
+        ) from error

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from jax_sft.cli import main
 from jax_sft.export import export_model, export_workdir
 from jax_sft.hf.load import load_pretrained
 from jax_sft.hf.tensorfile import read_header
-from jax_sft.model.lora import Target
+from jax_sft.model.lora import Lora, Target, merged
 from jax_sft.parameters import load_base, of_adapter, parameters
 from jax_sft.train_loop import train
 from tests.hf.family_cases import write_family
@@ -131,6 +132,29 @@ def test_an_adapter_written_anew_is_the_same_file_and_merged_has_the_dtype_of_it
     beside = load_assistant(str(place / "model"), adapters=[one])
     losses = [model.losses([str(place / "validation.jsonl")])[0].loss for model in (merged, beside)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_a_merge_that_changes_what_is_said_is_refused_and_one_that_does_not_says_by_how_much(
+    place: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    model, (one,), out = str(place / "model"), of(place, "one"), tmp_path / "merged"
+
+    def export() -> None:
+        export_model(model, out, adapter=one, form="merged", dtype="float32", certified=True)
+
+    with caplog.at_level("INFO", logger="jax_sft.export"):
+        export()
+    assert re.search(r"merged: logits up to [\d.]+ differ by \S+ from those of the adapters beside", caplog.text)
+    assert "largest logit difference by merging" in (out / "README.md").read_text(encoding="utf-8")
+    before = (out / "model.safetensors").read_bytes()
+
+    def without_one(lora: Lora, weights: Any, factors: Any) -> Any:
+        return merged(dataclasses.replace(lora, targets=lora.targets[1:]), weights, factors)
+
+    monkeypatch.setattr("jax_sft.export.merged", without_one)
+    with pytest.raises(ValueError, match=r"(?s)merged model's logits differ by .*export with --format adapter instead"):
+        export()
+    assert (out / "model.safetensors").read_bytes() == before
 
 
 def test_what_an_adapter_holds_of_its_base_is_written_anew_with_it(place: pathlib.Path, tmp_path: pathlib.Path):

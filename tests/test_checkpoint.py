@@ -282,6 +282,16 @@ def test_a_changed_fingerprint_lists_every_difference(saved):
         "  optim.b: [1, 2] when saved, [1, 3] now",
         "  seed: 1 when saved, 2 now",
     ]
+    assert "set these back, or use a new workdir:" in str(caught.value)
+
+
+def test_weights_that_differ_are_set_back_by_the_keys_that_name_the_model(saved):
+    checkpoints = open_at(saved, fingerprint={"model.weights": "abc"})
+    with pytest.raises(
+        ValueError, match=r"back \(model.weights by model.path or model.revision\), or use a new workdir:"
+    ):
+        checkpoints.restore(described())
+    checkpoints.close()
 
 
 def test_parameters_alone_can_be_read_of_any_step(saved):

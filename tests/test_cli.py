@@ -432,7 +432,7 @@ def test_the_python_door_tells_which_keys_save_memory(place, tmp_path, monkeypat
     import jax_sft
 
     def short(*_, **__):
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
 
     monkeypatch.setattr("jax_sft.train_loop.load_sets", short)
     with pytest.raises(MemoryError, match=r"allocating 5 bytes\. Raise train\.accumulation"):

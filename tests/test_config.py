@@ -117,6 +117,28 @@ def test_all_column_names_can_be_overridden_at_once():
     assert run.data.columns == {"messages": "talk"}
 
 
+def test_pairs_that_do_not_combine_come_out_with_misspelt_keys_and_wrong_types():
+    text = problems(good(), ["optim.lrr=1", "data.max_length=abc", "lora.dora=true", "mesh.data=0"])
+    assert "4 problems" in text
+    assert "did you mean optim.lr?" in text and "data.max_length = 'abc' is not a whole number" in text
+    assert "lora.dora asks for adapters" in text and "mesh.data = 0 must be" in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train": {"stepz": 3}},
+        {"train": {"steps": "many"}},
+        {"train": {}, "stages": 3},
+        {"data": {"trian": ["a.jsonl"]}},
+        {"data": {"sets": 3}},
+        {"optim": {"warmup_steps": "long"}},
+    ],
+)
+def test_what_only_follows_from_a_problem_is_not_told_beside_it(wrong):
+    assert "1 problem:" in problems(good().to_dict() | wrong)
+
+
 def test_an_override_of_a_section_that_is_none_leaves_that_one_problem():
     text = problems(good().to_dict() | {"optim": 3}, ["optim.lr=1e-4"])
     assert "1 problem:" in text

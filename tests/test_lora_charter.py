@@ -75,8 +75,9 @@ def test_evaluation_does_not_move_with_the_batch_size(kind: str):
 
 
 @of_each_kind
-def test_packed_equals_unpacked(kind: str):
-    run = run_of(**KINDS[kind])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)], ids=["one device", "fsdp4-tensor2"])
+def test_packed_equals_unpacked(kind: str, sizes: Any):
+    run = run_of(sizes, **KINDS[kind])
     items = sequences((5, 9, 8, 3, 6, 10, 4, 12))
     packed, alone = rows_of(items[:3], items[3:6], items[6:]), rows_of(*([item] for item in items))
     assert packed.segments_BT.max() == 3
@@ -184,7 +185,8 @@ def restored_state(workdir: pathlib.Path, config: Any) -> Any:
 
 
 @of_each_kind
-def test_what_leaves_is_what_was_trained_as_an_adapter_and_merged(folder, whole, tmp_path, kind):
+def test_what_leaves_is_what_was_trained_as_an_adapter_and_merged(folder, whole, tmp_path, caplog, kind):
+    caplog.set_level("INFO", logger="jax_sft")
     config = config_of(folder, kind)
     base = load_configured(config.model, seed=0)
     plan, exam, mesh = parameters(config, base), make_exam(base, config.data), make_mesh(config.mesh)
@@ -197,6 +199,9 @@ def test_what_leaves_is_what_was_trained_as_an_adapter_and_merged(folder, whole,
     read = jax.device_put(again.params, shard_params(again.params, mesh))
     np.testing.assert_array_equal(logits_of(base, joined(weights, read), exam, lora=again.lora), trained_RPV)
     export_workdir(whole(kind), tmp_path / "merged", form="merged", dtype="float32", certified=False)
+    said = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    held = f"held in {config.lora.base}, which the validation losses of the training are of"
+    assert (held in said) == (f"it was {held}" in caplog.text) == (kind != "lora")
     merged = load_pretrained(tmp_path / "merged")
     assert merged.config.tied_head == (kind != "lora")
     params = load_params(merged, shardings=shard_params(abstract_params(merged.config), mesh))

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -48,15 +49,22 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any], overrides: Sequence
     for override in [overrides] if isinstance(overrides, str) else overrides:
         _apply_override(tree, override, problems)
     run = _build(RunConfig, tree, "", problems)
-    if run is not None and not problems:
-        problems += list(cross_checks(run))
-        run = _resolved(run)
+    told = _keys_in(*problems)  # what hangs together with these shows when they are mended
+    problems += [sentence for sentence in cross_checks(run) if not _keys_in(sentence) & told]
     if problems:
         lines = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, 1))
         noun = "problem" if len(problems) == 1 else "problems"
         raise ConfigError(f"the config has {len(problems)} {noun}:\n{lines}")
-    assert run is not None
-    return run
+    return _resolved(run)
+
+
+def _keys_in(*sentences: str) -> set[str]:
+    """The dotted keys that sentences name; data.sets stands for data.train too, and stages for the length of a run."""
+    named = {key for sentence in sentences for key in re.findall(r"[a-z_]+\.[a-z_]+|stages", sentence)}
+    return named | {other for key, other in _INSTEAD_OF.items() if key in named}
+
+
+_INSTEAD_OF = {"data.sets": "data.train", "stages": "train.steps"}
 
 
 def _resolved(run: RunConfig) -> RunConfig:
@@ -188,6 +196,10 @@ def _parse(text: str) -> Any:
         return text
 
 
+# Stands for a value that cannot be taken: the default goes on in its place, to find what else is wrong.
+_WRONG = object()
+
+
 def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in tree:
@@ -199,11 +211,11 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
         if name not in tree:
             continue
         values[name] = _value(field.type, tree[name], prefix + name, problems)
-    return cls(**values)
+    return cls(**{name: value for name, value in values.items() if value is not _WRONG})
 
 
 def _value(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
-    """What a field is set to: a section, several of them, or a plain value."""
+    """What a field is set to: a section, several of them, a plain value, or `_WRONG`."""
     section, _ = _section_in(kind)
     if section is None:
         return _checked(kind, value, key, problems)
@@ -212,7 +224,7 @@ def _value(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         if isinstance(value, Mapping):
             return _build(section, value, f"{key}.", problems)
         problems.append(f"{key} is a section, but was set to {value!r}; set {key}.<key>")
-        return value
+        return _WRONG
     if several is tuple:
         parts = dict(enumerate(value)) if isinstance(value, list | tuple) else None
     else:
@@ -221,20 +233,20 @@ def _value(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         problems.append(
             f"{key} = {value!r} is not a {'list of' if several is tuple else 'mapping of names to'} sections"
         )
-        return value
+        return _WRONG
     built = {name: _build(section, part, f"{key}.{name}.", problems) for name, part in parts.items()}
     return tuple(built.values()) if several is tuple else built
 
 
 def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
-    """`value` as `kind`, or a problem that says what would be right."""
+    """`value` as `kind`, or `_WRONG` and a problem that says what would be right."""
     if isinstance(value, pathlib.PurePath):
         value = str(value)
     elif hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a numpy number
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         problems.append(f"{key} = {value} is not a finite number")
-        return value
+        return _WRONG
     # `Literal[...] | None` is the second of these
     is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     options = typing.get_args(kind) if is_union else (kind,)
@@ -247,7 +259,7 @@ def _checked(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
     problems.append(
         f"{key} = {value!r} is not {' or '.join(_describe(o) for o in options)}{_literal_hint(options, value)}"
     )
-    return value
+    return _WRONG
 
 
 def _fit(kind: Any, value: Any) -> tuple[bool, Any]:

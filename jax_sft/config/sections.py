@@ -89,6 +89,7 @@ class DataConfig:
     ] = "auto"
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our field -> the column's name in the files
     header: bool = True  # whether tables have one; without it, columns are called "0", "1" and so on
+    quoted: bool = True  # whether a quote in a table opens a field that may hold separators; if not, it is a letter
     split: str = "train"  # of a hub dataset
     max_length: int = 2048  # tokens in a packed row, and the longest sequence
     packing: bool = True
@@ -101,7 +102,8 @@ class DataConfig:
     control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
     # What the data card says word for word: name, licence, origin, intended_use, must_not_be_used_for, or other fields
     card: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    workers: int = 0  # processes that tokenise; 0: this one
+    # processes that tokenise; 0: this one; None: this one, and for what a large set has left, one for each core
+    workers: int | None = None
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
 
 

@@ -11,7 +11,7 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_sft.config import DataConfig
@@ -20,7 +20,7 @@ from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.holdout import is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
 from jax_sft.data.pretokenised import to_tokens
-from jax_sft.data.source import Part, Row, files_of, kind_of, read_rows, stem_of
+from jax_sft.data.source import Part, Row, Tables, files_of, kind_of, read_rows, stem_of
 
 REQUIRED = {
     "preference": ("chosen", "rejected"),
@@ -98,9 +98,23 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
 
 
-def _rows(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
-    for row, where in read_rows([str(place)], split=config.split, has_header=config.header):
+def _rows(place: Any, config: DataConfig) -> Generator[tuple[Row, str], None, None]:
+    tables = Tables(has_header=config.header, has_quotes=config.quoted)
+    for row, where in read_rows([str(place)], split=config.split, tables=tables):
         yield from rows.unnested(row, where)
+
+
+def format_of(place: Any, config: DataConfig) -> str:
+    """What a file is read as: what the config says, or its first row shows.
+
+    Raises:
+        DataError: of `source`, or no format fits.
+    """
+    if config.format != "auto":
+        return config.format
+    with contextlib.closing(_rows(place, config)) as read:
+        row, where = next(read, ({}, str(place)))
+    return detect(row, where, columns=config.columns)
 
 
 def detect(row: Row, where: str, *, columns: Mapping[str, str]) -> str:

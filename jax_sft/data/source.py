@@ -46,6 +46,14 @@ class HubSet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tables:
+    """How tables (CSV, TSV) are written."""
+
+    has_header: bool = True  # without one, columns are called "0", "1" and so on
+    has_quotes: bool = True  # without them, a quote is a letter, and no field holds a separator or a newline
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """Files that belong together: a named set of a mixture, or all there is."""
 
@@ -130,17 +138,17 @@ def stem_of(place: pathlib.Path | HubSet) -> str:
     return pathlib.PurePath(place.stem if _kind(place)[1] else place.name).stem
 
 
-def read_rows(paths: Sequence[str], *, split: str, has_header: bool = True) -> Iterator[tuple[Row, str]]:
+def read_rows(paths: Sequence[str], *, split: str, tables: Tables = Tables()) -> Iterator[tuple[Row, str]]:
     """Rows of all `paths` in order, each with its place: "file:line" (from 1), or "file[row]" (from 0).
 
-    `split` is of hub datasets, `has_header` of tables: without one, columns are called "0", "1" and so on.
+    `split` is of hub datasets.
 
     Raises:
         DataError: something cannot be found or read, is not made of objects, or has no rows.
     """
     for place in files_of(paths):
         count = 0
-        for row, where in _rows_of(place, split, has_header):
+        for row, where in _rows_of(place, split, tables):
             count += 1
             yield row, where
         if not count:
@@ -204,7 +212,7 @@ def load_hub(place: HubSet, split: str) -> Any:
         ) from error
 
 
-def _rows_of(place: pathlib.Path | HubSet, split: str, has_header: bool) -> Iterator[tuple[Row, str]]:
+def _rows_of(place: pathlib.Path | HubSet, split: str, tables: Tables) -> Iterator[tuple[Row, str]]:
     if isinstance(place, HubSet):
         return ((_without_nulls(row), f"{place}/{split}[{i}]") for i, row in enumerate(load_hub(place, split)))
     extension, is_gzipped = _kind(place)
@@ -218,7 +226,7 @@ def _rows_of(place: pathlib.Path | HubSet, split: str, has_header: bool) -> Iter
         case ".txt":
             return _texts(place, is_gzipped)
         case _:
-            return _table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t", has_header=has_header)
+            return _table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t", tables=tables)
 
 
 def _texts(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
@@ -275,16 +283,18 @@ def _parquet_file(path: pathlib.Path, is_gzipped: bool) -> Iterator[Any]:
             ) from error
 
 
-def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str, has_header: bool) -> Iterator[tuple[Row, str]]:
+def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str, tables: Tables) -> Iterator[tuple[Row, str]]:
     csv.field_size_limit(2**31 - 1)  # 128 KiB otherwise, and a conversation may be longer
     # Strict: a stray quote would swallow the rows up to the next one, and nobody would know.
-    reader = csv.reader((line for _, line in _lines(path, is_gzipped)), delimiter=delimiter, strict=True)
+    quoting = csv.QUOTE_MINIMAL if tables.has_quotes else csv.QUOTE_NONE
+    lines = (line for _, line in _lines(path, is_gzipped))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     start = 1
     try:
         for fields in reader:
             where, start = f"{path}:{start}", reader.line_num + 1
-            if header is None and not has_header:
+            if header is None and not tables.has_header:
                 header = [str(i) for i in range(len(fields))]
             if header is None:
                 header = fields
@@ -301,7 +311,7 @@ def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str, has_header: 
     except csv.Error as error:
         raise DataError(
             f"{path}:{start}: cannot be read as a table, from this row on ({error}); put the field into quotes and "
-            'write a quote in it as "", or write the file as .jsonl'
+            'write a quote in it as "", set data.quoted = False if quotes are letters, or write the file as .jsonl'
         ) from error
 
 

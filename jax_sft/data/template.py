@@ -45,7 +45,7 @@ def named_template(name: str, tokenizer: Any) -> str:
 
 
 class BrokenTemplateError(DataError):
-    """A chat template is no Jinja text; the message names it."""
+    """A chat template is no Jinja text, or writes no conversation at all: no row is to blame."""
 
 
 def check_template(text: str, *, name: str) -> None:
@@ -195,7 +195,9 @@ class ChatTemplate:
                     f"the chat template writes {bos!r} twice at the start; correct it in model.chat_template"
                 )
             return facts, as_parts
-        raise DataError(f"the chat template fails on a question and an answer ({problems[0]}); {WAY_OUT}")
+        raise BrokenTemplateError(
+            f"the chat template fails on a question and an answer ({problems[0]}); correct it, or {WAY_OUT}"
+        )
 
     def prepare(
         self,

@@ -14,10 +14,9 @@ from typing import Any
 from jax_sft.config import DataConfig, RunConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
-from jax_sft.data.formats import detect
+from jax_sft.data.formats import format_of
 from jax_sft.data.pieces import visible
-from jax_sft.data.rows import unnested
-from jax_sft.data.source import HubSet, Part, files_of, read_rows
+from jax_sft.data.source import HubSet, Part, files_of
 from jax_sft.report.summary import Summary, in_words
 
 _MOST_FILES = 100  # lines of the table; the others are summed in one more
@@ -136,7 +135,7 @@ def _files(config: DataConfig, parts: Mapping[str, Sequence[Part]]) -> Iterator[
         for place in files_of(part.paths)
     ]
     for name, place in of_sets[:_MOST_FILES]:
-        format = config.format if config.format != "auto" else _format_of(place, config)
+        format = format_of(place, config)
         if isinstance(place, HubSet):
             yield FileLine(name, str(place), None, "a hub dataset", format)
         else:
@@ -147,13 +146,6 @@ def _files(config: DataConfig, parts: Mapping[str, Sequence[Part]]) -> Iterator[
     if rest:
         size = sum(place.stat().st_size for place in rest if isinstance(place, pathlib.Path))
         yield FileLine("", f"{len(rest):,} other files", size, "", "")
-
-
-def _format_of(place: pathlib.Path | HubSet, config: DataConfig) -> str:
-    """As its first row shows."""
-    row, where = next(read_rows([str(place)], split=config.split, has_header=config.header))
-    row, where = next(unnested(row, where), (row, where))
-    return detect(row, where, columns=config.columns)
 
 
 def _made(config: RunConfig, summaries: Mapping[str, Summary], template: ChatTemplate) -> Iterator[tuple[str, str]]:

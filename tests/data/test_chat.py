@@ -463,6 +463,13 @@ def test_a_template_that_writes_no_answer_is_an_error_at_once():
         _ = template_of("{% for m in messages %}{{ '<|im_start|>' + m.role }}{% endfor %}").stop_ids
 
 
+def test_a_template_that_fails_whatever_it_is_given_blames_no_row():
+    with pytest.raises(
+        DataError, match=r"^the chat template fails .* \(no way\); correct it, or set model.chat_template"
+    ):
+        encoded("{{ raise_exception('no way') }}", conversation("a", "b"))
+
+
 def test_a_template_that_is_no_jinja_is_an_error_with_its_line():
     with pytest.raises(DataError, match="not valid Jinja, line 1"):
         _ = template_of("{% for m in messages %}").facts

@@ -528,6 +528,15 @@ def test_a_table_without_a_header_has_numbered_columns(tmp_path):
     assert [(c.prompt_text, c.text) for c in kept] == [("Hi.", "你好。")]
 
 
+def test_quotes_may_be_letters(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text('prompt\tcompletion\n"Hi," he said.\t“你好。”\n')
+    with pytest.raises(DataError, match=r"pairs\.tsv:2: .* set data\.quoted = False if quotes are letters"):
+        read(str(path))
+    kept, _ = read(str(path), quoted=False)
+    assert [(c.prompt_text, c.text) for c in kept] == [('"Hi," he said.', "“你好。”")]
+
+
 def test_lines_of_a_text_file_are_texts_where_it_is_named(tmp_path):
     (tmp_path / "poem.txt").write_text("one\n\n two\r\n")
     kept, _ = read(str(tmp_path / "*.txt"))
