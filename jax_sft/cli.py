@@ -84,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     data = command("data", _data, "Show what would be trained on: counts, histograms, tokens in colour.")
     data.add_argument("--config", required=True, metavar="C.py")
     data.add_argument("--show", type=_not_negative, default=3, metavar="N", help="sequences shown token by token")
-    data.add_argument("--html", metavar="F.html", help="the same as one self-contained page")
+    data.add_argument("--html", metavar="F.html", help="the same and more as one self-contained page")
+    data.add_argument("--card", metavar="F.md", help="a data card: files with hashes, counts, data.card, known limits")
     data.add_argument("--dump", metavar="F.jsonl", help="a line per sequence: id, source, tokens, weights, text")
     data.add_argument(
         "--clean", metavar="D", help="only write the training data as data.quality leaves it, and what it left out"
@@ -298,41 +299,52 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
             for line in clean(run.data, pathlib.Path(options.clean)):
                 print(line)
         return EXIT_OK
-    _check_writable(options.html, options.dump)
-    from jax_sft.data import show
+    _check_writable(options.html, options.card, options.dump)
     from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.source import training_parts, validation_parts
     from jax_sft.parameters import load_base
+    from jax_sft.report.card import make_card, markdown
+    from jax_sft.report.page import View, html_page
+    from jax_sft.report.summary import summarize
+    from jax_sft.report.terminal import show_sequences, terminal_report
     from jax_sft.run_data import epoch_loader
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
-    for name, parts in (("train", training_parts(run.data)), ("validation", validation_parts(run.data))):
-        if not parts:
+    parts = {"train": training_parts(run.data), "validation": validation_parts(run.data)}
+    views: dict[str, View] = {}
+    for name, of in parts.items():
+        if not of:
             continue
         references = validation_parts(run.data) if name == "train" else ()
-        dataset = tokenize(run.data, parts, base.template, cache_dir=cache, references=references)
+        dataset = tokenize(run.data, of, base.template, cache_dir=cache, references=references)
         check_context(dataset, base.config.max_positions, name=f"data.{name}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")
-        print(show.terminal_report(dataset, loader, title=name))
+        views[name] = View(dataset, loader, summarize(dataset, loader, base.tokenizer))
+        print(terminal_report(views[name].summary, title=name))
         for line in loader.mixture_lines():
             print(line)
-        if name != "train":
-            continue
-        print(show.show_sequences(dataset, base.tokenizer, options.show))
+        if name == "train":
+            print(show_sequences(dataset, base.tokenizer, options.show))
+    if options.html or options.card:
+        summaries = {name: view.summary for name, view in views.items()}
+        card = make_card(run, parts, summaries, base.template, name=pathlib.Path(options.config).stem)
         if options.html:
-            page = show.html_page(
-                dataset, base.tokenizer, loader, count=max(options.show, 20), title=str(options.config)
-            )
-            with told_if_full(options.html):
-                pathlib.Path(options.html).write_text(page, encoding="utf-8")
-            print(f"wrote {options.html}")
-        if options.dump:
-            with told_if_full(options.dump), pathlib.Path(options.dump).open("w", encoding="utf-8") as file:
-                for line in dump(dataset, base.tokenizer):
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            print(f"wrote {options.dump}")
+            _write(options.html, html_page(views, base.tokenizer, card, count=max(options.show, 20)))
+        if options.card:
+            _write(options.card, markdown(card))
+    if options.dump:
+        with told_if_full(options.dump), pathlib.Path(options.dump).open("w", encoding="utf-8") as file:
+            for line in dump(views["train"].dataset, base.tokenizer):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        print(f"wrote {options.dump}")
     return EXIT_OK
+
+
+def _write(path: str, text: str) -> None:
+    with told_if_full(path):
+        pathlib.Path(path).write_text(text, encoding="utf-8", errors="replace")
+    print(f"wrote {path}")
 
 
 def _start_devices() -> None:

@@ -114,13 +114,16 @@ def test_train_leaves_the_contract_s_files_and_samples(workdir):
 
 
 def test_data_shows_counts_fill_and_coloured_tokens(place, capsys, tmp_path):
-    html, dump = tmp_path / "d.html", tmp_path / "d.jsonl"
-    words = ["data", "--config", place / "c.py", "--show", "1", "--html", html, "--dump", dump]
+    html, dump, card = tmp_path / "d.html", tmp_path / "d.jsonl", tmp_path / "DATA_CARD.md"
+    words = ["data", "--config", place / "c.py", "--show", "1", "--html", html, "--dump", dump, "--card", card]
+    words += ["--config.data.card.licence=CC BY 4.0"]
     assert cli.main([str(w) for w in words]) == 0
     out = capsys.readouterr().out
     assert "60" in out
     assert "count to" in out
     assert "count to" in re.sub("<[^>]*>", "", html.read_text())
+    assert "CC BY 4.0" in html.read_text()
+    assert "**licence**: CC BY 4.0" in card.read_text() and "| conversations read | 60 |" in card.read_text()
     lines = [json.loads(line) for line in dump.read_text().splitlines()]
     assert len(lines) == 60
     assert lines[0].keys() == {"id", "source", "tokens", "weights", "text"}
@@ -356,7 +359,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(capsys, mon
     assert measured == []
 
 
-@pytest.mark.parametrize("flag", ["--html", "--dump"])
+@pytest.mark.parametrize("flag", ["--html", "--dump", "--card"])
 def test_data_on_a_full_disk_names_the_file_and_the_way_out(place, capsys, flag):
     said = fails(capsys, "data", "--config", place / "c.py", flag, "/dev/full")
     assert said.startswith("jax-sft: /dev/full: the disk is full (No space left on device); free some space, or name a")

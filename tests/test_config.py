@@ -26,6 +26,7 @@ def problems(config, overrides=()):
 
 
 FREE = (
+    "card",
     "columns",
     "sets",
     "rank_pattern",

@@ -60,6 +60,7 @@ NO_JAX = {
     "disk",
     "memory",
     "data",
+    "report",
 }  # data workers are processes of their own: starting jax in them costs seconds and a GPU
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NEVER = {"torch", "tensorflow"}

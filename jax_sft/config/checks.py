@@ -92,6 +92,9 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
             "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation, data.holdout or "
             "evaluate.prompts"
         )
+    for field, text in run.data.card.items():
+        if not text.strip():
+            yield f"data.card.{field} is empty; write what there is to say, or leave it out"
     yield from _validation_checks(run)
 
 

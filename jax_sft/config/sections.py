@@ -150,6 +150,8 @@ class DataConfig:
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
     quality: QualityConfig = QualityConfig()
+    # What the data card says word for word: name, licence, origin, intended_use, must_not_be_used_for, or other fields
+    card: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # processes that tokenise; 0: this one; None: this one, and for what a large set has left, one for each core
     workers: int | None = None
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_sft.config import DataConfig
@@ -92,11 +92,24 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
 
 
-def rows_at(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
+def rows_at(place: Any, config: DataConfig) -> Generator[tuple[Row, str], None, None]:
     """The rows of one file or hub dataset as they are converted, each with its place."""
     tables = Tables(has_header=config.header, has_quotes=config.quoted)
     for row, where in read_rows([str(place)], split=config.split, tables=tables):
         yield from rows.unnested(row, where)
+
+
+def format_of(place: Any, config: DataConfig) -> str:
+    """What a file is read as: what the config says, or its first row shows.
+
+    Raises:
+        DataError: of `source`, or no format fits.
+    """
+    if config.format != "auto":
+        return config.format
+    with contextlib.closing(rows_at(place, config)) as read:
+        row, where = next(read, ({}, str(place)))
+    return detect(row, where, columns=config.columns)
 
 
 def detect(row: Row, where: str, *, columns: Mapping[str, str]) -> str:

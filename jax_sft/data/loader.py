@@ -111,6 +111,10 @@ class Loader:
         """Packed rows of the first epoch (later epochs differ by a row or two)."""
         return self._streams[0].rows_per_epoch()
 
+    def epoch_rows(self) -> list[np.ndarray]:
+        """The rows of the first epoch, as the sequences in each."""
+        return self._streams[0].epoch_rows()
+
     def fill(self) -> float:
         """Share of the positions of the first epoch's rows that hold a token."""
         return self._streams[0].fill()
@@ -204,6 +208,9 @@ class _Stream:
     def rows_per_epoch(self) -> int:
         self._epoch_of_row(0)
         return self._starts[1]
+
+    def epoch_rows(self) -> list[np.ndarray]:
+        return self._plan(0)
 
     def fill(self) -> float:
         tokens = self._loader.dataset.lengths_N[self.mixture.epoch(0)].sum()

@@ -220,7 +220,10 @@ def test_leaks_of_validation_and_benchmarks_name_the_prompt(tmp_path):
     reason = "leakage: a prompt of the validation set or of a benchmark"
     assert account.dropped == {reason: 2}
     assert [e.split(": ")[0] for e in account.excerpts[reason]] == [f"of {validation}:1", f"of {benchmark}:1"]
-    assert {p.name for p in files_read(config.quality, parts_of((validation,)))} == {"validation.jsonl", "benchmark.jsonl"}
+    assert {p.name for p in files_read(config.quality, parts_of((validation,)))} == {
+        "validation.jsonl",
+        "benchmark.jsonl",
+    }
     assert not files_read(only(benchmarks=(benchmark,)), (validation,))
 
 
