@@ -14,12 +14,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jax_sft.config import DataConfig
+from jax_sft.config import RESERVED_ARGUMENTS, DataConfig
 from jax_sft.data import rows
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.holdout import is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
-from jax_sft.data.pretokenised import to_tokens
+from jax_sft.data.pretokenised import LABELS, MASKS, to_tokens
 from jax_sft.data.source import Part, Row, Tables, files_of, kind_of, read_rows, stem_of
 
 REQUIRED = {
@@ -36,7 +36,7 @@ _EVERYWHERE = ("id", "source")
 _RENDERED = ("tools", "chat_template_kwargs", *_EVERYWHERE)
 OPTIONAL = {
     "preference": ("conversations", "messages", "prompt", "instruction", "input", "system", *_RENDERED),
-    "tokens": ("labels", "loss_mask", *_EVERYWHERE),
+    "tokens": (LABELS, *MASKS, "attention_mask", *_EVERYWHERE),
     "squad": _EVERYWHERE,
     "messages": ("label", *_RENDERED),
     "sharegpt": ("system", "label", *_RENDERED),
@@ -46,7 +46,6 @@ OPTIONAL = {
 }
 # Their columns may stand beside those of another format, which then only say what these say too.
 _TAKE_ALL = ("preference", "tokens", "squad")
-RESERVED_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
 SAME_CONTENT = "the same content as an earlier conversation, both stay"
 SAME_ID = "the same id as an earlier conversation, both stay"
 
@@ -140,7 +139,7 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
         DataError: a column or key is missing, or of a wrong type.
     """
     row = _by_field(row, where, format, columns)
-    if row.get("label") is False:  # of KTO; a label that is something else is a column that nothing reads
+    if _is_false(row.get("label")):  # of KTO; a label that is something else is a column that nothing reads
         raise Untrainable("label false: an answer that is not to be learnt")
     messages: list[Message] = []
     text = prompt_text = tokens = None
@@ -174,6 +173,10 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
         tokens=tokens,
         template_args=_arguments(row.get("chat_template_kwargs"), where),
     )
+
+
+def _is_false(label: Any) -> bool:
+    return label is False or (isinstance(label, str) and label.lower() == "false")  # as tables write it
 
 
 def _arguments(value: Any, where: str) -> Mapping[str, Any]:
