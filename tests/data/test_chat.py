@@ -818,3 +818,19 @@ CALLING = """{{ tools | tojson if tools else '' }}{% for m in messages %}\
 {{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}\
 {% endfor %}{{ '<|im_end|>\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+CALLING_BY_NAME = CALLING.replace("call.function | tojson", "call.function.name")
+
+
+@pytest.mark.parametrize("template", [CALLING, CALLING_BY_NAME], ids=["all", "the name alone"])
+def test_arguments_that_the_template_leaves_out_are_counted(template):
+    chat_template = ChatTemplate(tokenizer_for(template), template=template)
+    odd = {"text": 'a "b"\n\\c', "里": {"deep": ["二 😀", {"x": [1, None, "e"]}]}}
+    account = Account()
+    for arguments in ({}, odd):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        told = conversation("q", Message("assistant", "", extra={"tool_calls": [call]}))
+        assert len(to_sequences(told, chat_template, DataConfig(), account)) == 1
+    left_out = {"arguments of a call that the chat template leaves out or changes": 1}
+    assert account.altered == ({} if template is CALLING else left_out)
