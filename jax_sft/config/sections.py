@@ -100,7 +100,8 @@ class DataConfig:
     # For the chat template, such as {"enable_thinking": False}; a set may say otherwise, or a row: chat_template_kwargs
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
-    workers: int = 0  # processes that tokenise; 0: this one
+    # processes that tokenise; 0: this one; None: this one, and for what a large set has left, one for each core
+    workers: int | None = None
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
 
 

@@ -60,7 +60,7 @@ def tokenize(
     cache_dir: pathlib.Path | None,
     progress: bool = True,
 ) -> TokenizedSet:
-    """The set of all `parts`, from the cache or made now by `config.workers` processes (0: this one).
+    """The set of all `parts`, from the cache or made now, by processes as `config.workers` says.
 
     A cached set that is damaged (`store` says what is checked) is made again, with a warning. Without `cache_dir` the
     arrays are in memory alone.
