@@ -181,7 +181,7 @@ def _is_false(label: Any) -> bool:
 
 def _arguments(value: Any, where: str) -> Mapping[str, Any]:
     """What a row hands to the chat template beside its messages."""
-    if value is None:
+    if value is None or value == "":  # of a table
         return {}
     if isinstance(value, str):
         with contextlib.suppress(ValueError):

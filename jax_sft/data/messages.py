@@ -51,7 +51,7 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
     """One turn, as `to_messages`."""
     role_key, content_key = ("from", "value") if roles is SHAREGPT_ROLES and "from" in turn else ("role", "content")
     given = turn.get("tool_calls")
-    calls = [] if given is None else [_call(call, where) for call in as_list(given, where, "tool_calls")]
+    calls = [] if given is None or given == "" else [_call(call, where) for call in as_list(given, where, "tool_calls")]
     if turn.get("function_call") is not None:  # as the OpenAI API wrote the one call of a message before tool_calls
         calls += _written_calls(turn["function_call"], where)
     for key in (role_key, content_key):
@@ -71,6 +71,9 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
     said = turn.get("train")
     if said is not None and not isinstance(said, bool):
         raise DataError(f"{where}: the train of a message is {said!r}; write true or false")
+    for key in REASONING:
+        if not isinstance(turn.get(key), str | bool | None):
+            raise DataError(f"{where}: the {key} of a message is {kind_of(turn[key])}; write a text")
     twice = next((key for key in REASONING if turn.get(key)), None) if thought else None
     if twice is not None:
         raise DataError(f"{where}: a message has reasoning in its content and in {twice}; keep one of them")
@@ -159,7 +162,7 @@ def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
         if kind is None:
             raise DataError(f"{where}: content holds {kind_of(part)}, not parts like {{'type': 'text', 'text': ...}}")
         if kind in _SPOKEN_PARTS and not any(key in part for key in ("value", kind, "text")):
-            raise DataError(f"{where}: a part of a content has the type {kind!r}, but no {kind!r}; write it")
+            raise Untrainable(f"a content part of type {kind!r} that says nothing")  # or null, where Arrow wrote it
         said = part.get("value", part.get(kind, part.get("text")))
         if kind == "text":
             texts.append(as_text(said, where, "content"))
@@ -179,6 +182,8 @@ def _written_calls(value: Any, where: str) -> list[dict[str, Any]]:
             value = json.loads(value)
         except ValueError:
             raise Untrainable("a function call that is not JSON") from None
+    if value == []:
+        raise Untrainable("a function call that calls nothing")
     return [_call(call, where) for call in (value if isinstance(value, list) else [value])]
 
 

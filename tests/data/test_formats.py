@@ -241,14 +241,10 @@ MALFORMED = [
     ),
     (
         "messages",
-        {"messages": [{"role": "user", "content": [{"type": "text"}]}, A]},
-        r"a part of a content has the type 'text', but no 'text'; write it",
-    ),
-    (
-        "messages",
         {"messages": [U, {**A, "reasoning": "one", "content": [{"type": "thinking", "thinking": "two"}]}]},
         r"a message has reasoning in its content and in reasoning; keep one of them",
     ),
+    ("messages", {"messages": [U, {**A, "thinking": ["x"]}]}, r"the thinking of a message is a list; write a text"),
     ("tokens", {"input_ids": [True]}, r"input_ids holds something else than token ids; write whole numbers"),
     ("tokens", {"input_ids": [1, None]}, r"input_ids holds null, not numbers alone; write one for each token"),
     ("tokens", {"input_ids": [1], "attention_mask": [2]}, r"attention_mask holds something else than 0 and 1; write 0"),
@@ -450,6 +446,11 @@ def test_observations_are_results_of_tools_and_bare_functions_are_wrapped():
     assert told.tools == ({"type": "function", "function": function},)
 
 
+def test_an_empty_cell_of_a_table_is_no_call_no_tool_and_no_argument():
+    row = {"messages": [U, {**A, "tool_calls": ""}], "tools": "", "chat_template_kwargs": ""}
+    assert convert(row, "messages") == convert({"messages": [U, A]}, "messages")
+
+
 def test_parts_of_reasoning_are_reasoning():
     parts = [
         {"type": "reasoning", "value": "hm "},
@@ -473,6 +474,8 @@ def test_parts_of_reasoning_are_reasoning():
             "a function call whose arguments are not a JSON object",
         ),
         ({"role": "assistant", "content": [{"type": "image", "image": "x"}]}, "content part of type 'image'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "a content part of type 'text' that says nothing"),
+        ({"from": "function_call", "value": "[]"}, "a function call that calls nothing"),
     ],
 )
 def test_what_no_text_can_say_is_left_out_and_counted(turn, reason):
