@@ -72,7 +72,7 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
     if said is not None and not isinstance(said, bool):
         raise DataError(f"{where}: the train of a message is {said!r}; write true or false")
     for key in REASONING:
-        if not isinstance(turn.get(key), str | bool | None):
+        if key in turn and not isinstance(turn[key], str | bool | None):
             raise DataError(f"{where}: the {key} of a message is {kind_of(turn[key])}; write a text")
     twice = next((key for key in REASONING if turn.get(key)), None) if thought else None
     if twice is not None:
