@@ -92,10 +92,10 @@ def test_ids_sources_tools_and_all_other_columns_stay(tmp_path, config):
 def test_the_cleaned_set_read_again_gives_the_same_tokens(tmp_path, config):
     clean(config, tmp_path / "out")
     template = ChatTemplate(byte_tokenizer(), template=CHATML)
-    before = tokenize(config, config.train, template, cache_dir=None, progress=False)
+    before = tokenize(config, parts_of(config.train), template, cache_dir=None, progress=False)
     paths = sorted(p for p in (tmp_path / "out").glob("*.jsonl") if p.name not in ("dropped.jsonl", "changed.jsonl"))
     plain = DataConfig()
-    after = tokenize(plain, tuple(map(str, paths)), template, cache_dir=None, progress=False)
+    after = tokenize(plain, parts_of(tuple(map(str, paths))), template, cache_dir=None, progress=False)
     assert sorted(contents(after), key=str) == sorted(contents(before), key=str) and len(before) == 9
     assert not after.account.dropped
 
@@ -135,9 +135,9 @@ def test_an_own_folder_is_replaced_and_another_one_left_alone(tmp_path, config):
 
 def test_screening_does_not_depend_on_the_number_of_workers(config):
     template = ChatTemplate(byte_tokenizer(), template=CHATML)
-    alone = tokenize(config, config.train, template, cache_dir=None, progress=False)
+    alone = tokenize(config, parts_of(config.train), template, cache_dir=None, progress=False)
     several = dataclasses.replace(config, workers=2)
-    together = tokenize(several, config.train, template, cache_dir=None, progress=False)
+    together = tokenize(several, parts_of(config.train), template, cache_dir=None, progress=False)
     assert contents(alone) == contents(together) and alone.account == together.account
     assert alone.account.read == 13 == alone.account.kept + sum(alone.account.dropped.values())
 
@@ -150,7 +150,8 @@ def test_the_cache_knows_the_rules_and_the_files_they_read(tmp_path, config):
 
     def key(references: tuple[str, ...] = (), **quality) -> str:
         changed = dataclasses.replace(config, quality=dataclasses.replace(RULES, **quality))
-        return dataset._key(changed, parts_of(config.train), template, references, progress=False)
+        others = parts_of(references) if references else ()
+        return dataset._key(changed, parts_of(config.train), template, others, progress=False)
 
     keys = [key(), key(refusal="note"), key(word_lists=(str(words),)), key(references=(asked,), leakage="note")]
     words.write_text("yyy\n")
