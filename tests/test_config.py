@@ -433,6 +433,14 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             {"data": {"train": ("a",), "template_args": 3}},
             "data.template_args = 3 is not a mapping of texts to values",
         ),
+        (
+            {"data": {"train": ("a",), "template_args": {"tools": ()}}},
+            "data.template_args.tools is given to the chat template already; take it out",
+        ),
+        (
+            {"data": {"sets": {"a": {"paths": ("a",), "template_args": {"day": 1j}}}}},
+            "data.sets.a.template_args.day = 1j is nothing that JSON can hold; write it as a text, a number or",
+        ),
         ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
         ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),
         ({"train": {}, "stages": [{}]}, "stages.0.steps and stages.0.epochs: neither is set"),

@@ -20,6 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jax_sft.checkpoint import Checkpoints
+from jax_sft.evaluate.answers import answer
 from jax_sft.hf.load import load_configured
 from jax_sft.model.decoder import abstract_params
 from jax_sft.run_data import resume_fingerprint
@@ -27,7 +28,7 @@ from jax_sft.sharding import make_mesh, shard_params
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import NonFiniteLossError
 from jax_sft.train_loop import train
-from tests.tiny import run_config, write_conversations, write_model
+from tests.tiny import CHATML, run_config, write_conversations, write_model
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 LAUNCHER = """
@@ -389,6 +390,22 @@ def test_an_owed_evaluation_that_was_cut_off_again_is_written_once(folder, tmp_p
     assert [m["step"] for m in metrics(tmp_path / "w") if "validation/loss" in m] == [0, 1, 2]
     samples = [json.loads(line)["step"] for line in (tmp_path / "w" / "samples.jsonl").read_text().splitlines()]
     assert samples == [0, 1, 2]
+
+
+def test_samples_are_asked_with_the_template_arguments_of_the_training(folder, tmp_path, monkeypatch):
+    template = tmp_path / "chatml.jinja"
+    template.write_text(CHATML.replace("assistant\n'", "assistant\n' + (mood or '')"))
+    asked = []
+
+    def noted(*args, template, conversations, **more):
+        asked.extend(template.render(c, add_generation_prompt=True) for c in conversations)
+        return answer(*args, template=template, conversations=conversations, **more)
+
+    monkeypatch.setattr("jax_sft.train_loop.answer", noted)
+    overrides = (f"model.chat_template={template}", 'data.template_args={"mood": "calm"}', 'evaluate.prompts=("hi",)')
+    config = run_config(folder, "train.steps=1", "export.certify=False", *overrides)
+    assert train(config, tmp_path / "w", command="test").finished
+    assert set(asked) == {"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\ncalm"}
 
 
 def test_kill_9_in_the_middle_of_a_save_then_resume_ends_bit_for_bit_the_same(folder, whole_alone):

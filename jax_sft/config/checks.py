@@ -6,13 +6,26 @@ In: a `RunConfig` whose values have their types. Out: a sentence for each proble
 import dataclasses
 import difflib
 import importlib.util
+import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jax_sft.config.sections import LoraConfig, QualityConfig, RunConfig
 
 TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
+# What a chat template is given beside its arguments, or what would change how it is rendered.
+RESERVED_ARGUMENTS = (
+    "messages",
+    "conversations",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_assistant_tokens_mask",
+)
 LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
 PERSONAL_KINDS = (
     "iban", "card", "cn_id", "fr_insee", "us_ssn", "uk_nino", "br_cpf", "es_dni", "de_tax_id", "email", "ipv4", "phone"
@@ -96,6 +109,20 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
         if not text.strip():
             yield f"data.card.{field} is empty; write what there is to say, or leave it out"
     yield from _validation_checks(run)
+    yield from _template_checks("data.template_args", run.data.template_args)
+    for name, of in run.data.sets.items():
+        yield from _template_checks(f"data.sets.{name}.template_args", of.template_args)
+
+
+def _template_checks(key: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments for the chat template."""
+    for name, value in arguments.items():
+        if name in RESERVED_ARGUMENTS:
+            yield f"{key}.{name} is given to the chat template already; take it out"
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            yield f"{key}.{name} = {value!r} is nothing that JSON can hold; write it as a text, a number or the like"
 
 
 def _is_measured(run: RunConfig) -> bool:

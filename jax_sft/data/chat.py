@@ -9,8 +9,11 @@ Letters: T position in a sequence.
 
 import bisect
 import collections
+import json
 import unicodedata
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Several
+from typing import Any
 
 import numpy as np
 
@@ -199,6 +202,9 @@ def _check(message: Message, decoded: str, changes: set[str]) -> None:
     for name, count in collections.Counter(call["name"] for call in calls).items():
         if decoded.count(name) < count:
             raise DataError(f"the chat template leaves out the tool call {name!r}; {WAY_OUT}")
+    texts = {text for call in calls for text in _texts_in(call.get("arguments"))}
+    if texts and not all(_is_written(text, _folded(decoded)) for text in texts):
+        changes.add("arguments of a call that the chat template leaves out or changes")
     reasoning = next((message.extra[f] for f in spans.REASONING if message.extra.get(f)), None)
     if isinstance(reasoning, str) and _folded(reasoning) not in _folded(decoded):
         changes.add("reasoning that the chat template leaves out")
@@ -206,6 +212,25 @@ def _check(message: Message, decoded: str, changes: set[str]) -> None:
         exact = exact and _unspaced(reasoning) in _unspaced(decoded)
     if not exact:
         changes.add("letter case or Unicode form that the chat template or the tokenizer changes")
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The names and texts that an argument holds; numbers are written in too many ways."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from (name, *_texts_in(inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts_in(inner)
+
+
+def _is_written(text: str, folded: str) -> bool:
+    """Whether a text is there as it is, or as JSON or Python write it."""
+    as_json = json.dumps(text, ensure_ascii=False)[1:-1]
+    ways = (text, as_json, json.dumps(text)[1:-1], json.dumps(as_json, ensure_ascii=False)[1:-1], repr(text)[1:-1])
+    return any(_folded(way) in folded for way in ways)
 
 
 def _fitted(

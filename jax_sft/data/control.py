@@ -67,7 +67,7 @@ class ControlText:
                 return True
             return self._loose and bool(pattern.search(self._backend.normalizer.normalize_str(value)))
         if isinstance(value, Mapping):
-            return any(self.found_in(v, role=role) for v in value.values())
+            return any(self.found_in(k, role=role) or self.found_in(v, role=role) for k, v in value.items())
         return isinstance(value, list | tuple) and any(self.found_in(v, role=role) for v in value)
 
     def escape(self, value: Any, *, role: str = "") -> Any:
@@ -86,7 +86,7 @@ class ControlText:
                 value = pattern.sub(lambda m: self._escape[m[0][0]] + m[0][1:], value)
             return value
         if isinstance(value, Mapping):
-            return {k: self.escape(v, role=role) for k, v in value.items()}
+            return {self.escape(k, role=role): self.escape(v, role=role) for k, v in value.items()}
         return [self.escape(v, role=role) for v in value] if isinstance(value, list | tuple) else value
 
     def restore(self, text: str) -> str:

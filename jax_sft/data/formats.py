@@ -13,12 +13,12 @@ import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from jax_sft.config import DataConfig
+from jax_sft.config import RESERVED_ARGUMENTS, DataConfig
 from jax_sft.data import rows
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.holdout import is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
-from jax_sft.data.pretokenised import to_tokens
+from jax_sft.data.pretokenised import LABELS, MASKS, to_tokens
 from jax_sft.data.source import Part, Row, Tables, files_of, kind_of, read_rows, stem_of
 
 REQUIRED = {
@@ -35,7 +35,7 @@ _EVERYWHERE = ("id", "source")
 _RENDERED = ("tools", "chat_template_kwargs", *_EVERYWHERE)
 OPTIONAL = {
     "preference": ("conversations", "messages", "prompt", "instruction", "input", "system", *_RENDERED),
-    "tokens": ("labels", "loss_mask", *_EVERYWHERE),
+    "tokens": (LABELS, *MASKS, "attention_mask", *_EVERYWHERE),
     "squad": _EVERYWHERE,
     "messages": ("label", *_RENDERED),
     "sharegpt": ("system", "label", *_RENDERED),
@@ -45,7 +45,6 @@ OPTIONAL = {
 }
 # Their columns may stand beside those of another format, which then only say what these say too.
 _TAKE_ALL = ("preference", "tokens", "squad")
-RESERVED_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 def read_conversations(config: DataConfig, parts: Sequence[Part], account: Account) -> Iterator[Conversation]:
@@ -148,7 +147,7 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
         DataError: a column or key is missing, or of a wrong type.
     """
     row = _by_field(row, where, format, columns)
-    if row.get("label") is False:  # of KTO; a label that is something else is a column that nothing reads
+    if _is_false(row.get("label")):  # of KTO; a label that is something else is a column that nothing reads
         raise Untrainable("label false: an answer that is not to be learnt")
     messages: list[Message] = []
     text = prompt_text = tokens = None
@@ -185,9 +184,13 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
     )
 
 
+def _is_false(label: Any) -> bool:
+    return label is False or (isinstance(label, str) and label.lower() == "false")  # as tables write it
+
+
 def _arguments(value: Any, where: str) -> Mapping[str, Any]:
     """What a row hands to the chat template beside its messages."""
-    if value is None:
+    if value is None or value == "":  # of a table
         return {}
     if isinstance(value, str):
         with contextlib.suppress(ValueError):

@@ -17,12 +17,14 @@ import numpy as np
 
 from jax_sft.data.conversation import DataError, Message
 from jax_sft.data.source import kind_of
+from jax_sft.data.spans import REASONING
 
 ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool", "function", "ipython")}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 # Devices take what is below the smallest normal float32 for 0.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _REASONING_PARTS = ("reasoning", "thinking")
+_SPOKEN_PARTS = ("text", *_REASONING_PARTS, "tool_call")
 
 
 class Untrainable(Exception):
@@ -49,7 +51,9 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
     """One turn, as `to_messages`."""
     role_key, content_key = ("from", "value") if roles is SHAREGPT_ROLES and "from" in turn else ("role", "content")
     given = turn.get("tool_calls")
-    calls = [] if given is None else [_call(call, where) for call in as_list(given, where, "tool_calls")]
+    calls = [] if given is None or given == "" else [_call(call, where) for call in as_list(given, where, "tool_calls")]
+    if turn.get("function_call") is not None:  # as the OpenAI API wrote the one call of a message before tool_calls
+        calls += _written_calls(turn["function_call"], where)
     for key in (role_key, content_key):
         if key not in turn and not (key == content_key and calls):
             raise DataError(
@@ -63,10 +67,16 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
         content, calls = "", [*calls, *_written_calls(content, where)]
     text, thought, said_calls = _content("" if content is None and calls else content, where)
     calls += said_calls
-    own = {role_key, content_key, "train", "weight", "loss_weight", "tool_calls"}
+    own = {role_key, content_key, "train", "weight", "loss_weight", "tool_calls", "function_call"}
     said = turn.get("train")
     if said is not None and not isinstance(said, bool):
         raise DataError(f"{where}: the train of a message is {said!r}; write true or false")
+    for key in REASONING:
+        if key in turn and not isinstance(turn[key], str | bool | None):
+            raise DataError(f"{where}: the {key} of a message is {kind_of(turn[key])}; write a text")
+    twice = next((key for key in REASONING if turn.get(key)), None) if thought else None
+    if twice is not None:
+        raise DataError(f"{where}: a message has reasoning in its content and in {twice}; keep one of them")
     return Message(
         role=roles[role],
         content=text,
@@ -151,6 +161,8 @@ def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind is None:
             raise DataError(f"{where}: content holds {kind_of(part)}, not parts like {{'type': 'text', 'text': ...}}")
+        if kind in _SPOKEN_PARTS and not any(key in part for key in ("value", kind, "text")):
+            raise Untrainable(f"a content part of type {kind!r} that says nothing")  # or null, where Arrow wrote it
         said = part.get("value", part.get(kind, part.get("text")))
         if kind == "text":
             texts.append(as_text(said, where, "content"))
@@ -170,6 +182,8 @@ def _written_calls(value: Any, where: str) -> list[dict[str, Any]]:
             value = json.loads(value)
         except ValueError:
             raise Untrainable("a function call that is not JSON") from None
+    if value == []:
+        raise Untrainable("a function call that calls nothing")
     return [_call(call, where) for call in (value if isinstance(value, list) else [value])]
 
 
@@ -181,6 +195,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             f"{where}: tool_calls holds something else than calls; write objects like "
             "{'type': 'function', 'function': {'name': ..., 'arguments': {...}}}"
         )
+    if "arguments" not in inside and "parameters" in inside:  # Llama's models call them so
+        inside = {"arguments" if key == "parameters" else key: value for key, value in inside.items()}
     arguments = inside.get("arguments")
     if isinstance(arguments, str):  # as the OpenAI API writes them
         try:
@@ -191,7 +207,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise Untrainable("a function call whose arguments are not a JSON object")
-    outside = dict(call) if inside is not call else {"type": "function"}
+    outside = dict(call) if "function" in call else {"type": "function"}
     return {**outside, "function": {**inside, "arguments": arguments}}
 
 

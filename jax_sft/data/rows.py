@@ -4,7 +4,7 @@ In: rows under the names of their format's fields (`formats.py`). Out: lists of 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from jax_sft.data.conversation import DataError, Message
 from jax_sft.data.messages import (
@@ -19,17 +19,24 @@ from jax_sft.data.messages import (
 )
 from jax_sft.data.source import Row, kind_of
 
+_INSTRUCTS = ("system", "developer")
+_ASKS = (*_INSTRUCTS, "user")
+
 
 def unnested(row: Row, where: str) -> Iterator[tuple[Row, str]]:
-    """The rows that a row holds: questions of SQuAD's paragraphs, instances of self-instruct's tasks; or itself."""
-    if isinstance(row.get("paragraphs"), list):
-        for p, paragraph in enumerate(_objects(row["paragraphs"], where, "paragraphs")):
+    """The rows that a row holds: questions of SQuAD's paragraphs, instances of self-instruct's tasks; or itself.
+
+    Other sets have columns of these names too (MuSiQue's paragraphs ask nothing): those are columns like all others.
+    """
+    paragraphs, instances = row.get("paragraphs"), row.get("instances")
+    if _are_objects(paragraphs) and all("qas" in paragraph for paragraph in paragraphs):
+        for p, paragraph in enumerate(paragraphs):
             for q, asked in enumerate(_objects(paragraph.get("qas") or [], where, "qas")):
                 inner = {name: value for name, value in paragraph.items() if name not in ("qas", "id")}
                 yield {**inner, **asked}, f"{where}.paragraphs[{p}].qas[{q}]"
-    elif isinstance(row.get("instances"), list):
+    elif _are_objects(instances) and "instruction" in row and "output" not in row:
         outer = {name: value for name, value in row.items() if name != "instances"}
-        for i, instance in enumerate(_objects(row["instances"], where, "instances")):
+        for i, instance in enumerate(instances):
             own = {"id": f"{row['id']}[{i}]"} if "id" in row else {}
             yield {**outer, **instance, **own}, f"{where}.instances[{i}]"
     else:
@@ -72,19 +79,10 @@ def preference(row: Row, where: str) -> list[Message]:
     """The chosen answer behind what was asked; the rejected one is never read, what was said before teaches nothing.
 
     What was asked is a column of turns (`conversations`, `messages`), a `prompt` of either kind, an `instruction`, or
-    the beginning of `chosen` itself, as in TRL.
+    the beginning of `chosen` itself, as in TRL; beside the latter a column says no more than that (UltraFeedback has
+    both).
     """
-    history: list[Message] = []
-    if row.get("conversations") is not None:
-        history = to_messages(row["conversations"], where, "conversations", SHAREGPT_ROLES, train=False)
-    elif row.get("messages") is not None:
-        history = to_messages(row["messages"], where, "messages", ROLES, train=False)
-    elif isinstance(row.get("prompt"), str):
-        history = [Message("user", some_text(row["prompt"], where, "prompt"))]
-    elif row.get("prompt") is not None:
-        history = to_messages(row["prompt"], where, "prompt", ROLES, train=False)
-    elif row.get("instruction") is not None:
-        history = [Message("user", _question(row, where))]
+    history = _asked(row, where)
     chosen = row["chosen"]
     if isinstance(chosen, str):
         answer = [Message("assistant", some_text(chosen, where, "chosen"))]
@@ -97,10 +95,27 @@ def preference(row: Row, where: str) -> list[Message]:
             f"{where}: nothing says what was asked; a row of the format preference needs conversations, messages, "
             "prompt or instruction beside chosen, or chosen with the turns before it"
         )
-    if not history:
-        history = [Message(m.role, m.content, m.train or False, m.weight, m.extra) for m in answer[:-1]]
-        answer = answer[-1:]
+    said = {(m.role, m.content) for m in answer}
+    if answer[0].role in _ASKS and all((m.role, m.content) in said for m in history if m.role == "user"):
+        before = [] if answer[0].role in _INSTRUCTS else [m for m in history if m.role in _INSTRUCTS]
+        before += [Message(m.role, m.content, m.train or False, m.weight, m.extra) for m in answer[:-1]]
+        history, answer = before, answer[-1:]
     return _with_system(row, where, history + answer)
+
+
+def _asked(row: Row, where: str) -> list[Message]:
+    """What the columns of a preference say before the answers."""
+    if row.get("conversations") is not None:
+        return to_messages(row["conversations"], where, "conversations", SHAREGPT_ROLES, train=False)
+    if row.get("messages") is not None:
+        return to_messages(row["messages"], where, "messages", ROLES, train=False)
+    if isinstance(row.get("prompt"), str):
+        return [Message("user", some_text(row["prompt"], where, "prompt"))]
+    if row.get("prompt") is not None:
+        return to_messages(row["prompt"], where, "prompt", ROLES, train=False)
+    if row.get("instruction") is not None:
+        return [Message("user", _question(row, where))]
+    return []
 
 
 def squad(row: Row, where: str) -> list[Message]:
@@ -132,8 +147,11 @@ def _with_system(row: Row, where: str, messages: list[Message]) -> list[Message]
     return [Message("system", as_text(row["system"], where, "system")), *messages]
 
 
-def _objects(values: list[Any], where: str, field: str) -> list[Mapping[str, Any]]:
-    for value in values:
-        if not isinstance(value, Mapping):
-            raise DataError(f"{where}: {field} holds {kind_of(value)}, not objects; correct the file")
-    return values
+def _are_objects(values: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, Mapping) for value in values)
+
+
+def _objects(values: Any, where: str, field: str) -> list[Mapping[str, Any]]:
+    if not values or _are_objects(values):
+        return values
+    raise DataError(f"{where}: {field} is something else than a list of objects; correct the file")

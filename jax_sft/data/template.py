@@ -5,6 +5,7 @@ the stop ids. Control text inside messages is escaped before the template sees i
 """
 
 import bisect
+import copy
 import functools
 import hashlib
 import json
@@ -104,6 +105,13 @@ class ChatTemplate:
         self._template = template if template is not None else _own_template(tokenizer)
         self._facts: dict[str, tuple[Facts, bool]] = {}  # by the arguments of the template
         self._given_stop_ids = tuple(i for i in stop_ids if self._backend.id_to_token(i) is not None)
+        self._arguments: Mapping[str, Any] = {}
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "ChatTemplate":
+        """The same, where the template is always given these arguments, unless a call says otherwise."""
+        other = copy.copy(self)
+        other._arguments = {**self._arguments, **arguments}
+        return other
 
     @property
     def template(self) -> str:
@@ -163,7 +171,7 @@ class ChatTemplate:
         Raises:
             DataError: the template cannot be followed, whatever the conversation.
         """
-        return self._probed({})[0]
+        return self._probed(self._arguments)[0]
 
     def _probed(self, arguments: Mapping[str, Any]) -> tuple[Facts, bool]:
         """The facts under these arguments (Qwen 3 opens an answer otherwise if told not to think), and whether the
@@ -211,7 +219,7 @@ class ChatTemplate:
         Raises:
             BrokenTextError: a message cannot be told from what the program itself marks.
         """
-        arguments = arguments or {}
+        arguments = {**self._arguments, **(arguments or {})}
         facts, as_parts = self._probed(arguments)
         dicts = [_as_dict(m) for m in messages]
         found = any(self.control.found_in(m, role=m["role"]) for m in dicts) or self.control.found_in(tools)

@@ -765,3 +765,72 @@ def test_any_text_is_trained_as_it_is(name, turns, trim_offsets):
         for run, answer in zip(runs, answers, strict=True):
             assert answer.strip() in run
             assert len(run) <= len(answer) + 30
+
+
+TOLD_TO_THINK = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
+{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
+
+
+def test_arguments_of_the_template_reach_it_and_those_of_a_row_come_first():
+    template = ChatTemplate(tokenizer_for(NAMED), template=NAMED)
+    for arguments, text in (({}, "nobody"), ({"name": "Wren"}, "Wren")):
+        told = dataclasses.replace(conversation("q", "a"), template_args=arguments)
+        (sequence,) = to_sequences(told, template, DataConfig(), Account())
+        assert marked(sequence, template) == f"<|im_start|>{text}: q⟦a<|im_end|>⟧"
+    always = template.with_arguments({"name": "Jay"})
+    assert "Jay: " in always.render([{"role": "user", "content": "q"}])
+    assert "Wren: " in always.prepare([], arguments={"name": "Wren"}).plain([{"role": "user", "content": "q"}])
+    assert "nobody: " in template.render([{"role": "user", "content": "q"}])
+
+
+def test_a_prompt_is_that_of_the_arguments_that_are_always_given():
+    template = ChatTemplate(tokenizer_for(TOLD_TO_THINK), template=TOLD_TO_THINK)
+    asked = [{"role": "user", "content": "q"}]
+    assert template.decode(template.encode_prompt(asked)).endswith("<|im_start|>assistant\n")
+    silent = template.with_arguments({"enable_thinking": False})
+    assert silent.decode(silent.encode_prompt(asked)).endswith("<think>\n\n</think>\n\n")
+    assert silent.stop_ids == template.stop_ids
+    assert silent.with_arguments({"enable_thinking": True}).encode_prompt(asked) == template.encode_prompt(asked)
+
+
+NAMED = """{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + (name or 'nobody') + ': ' + m.content }}\
+{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize("place", ["arguments", "tools"])
+def test_control_text_in_a_name_of_a_call_or_of_a_tool_is_text(place):
+    template = ChatTemplate(tokenizer_for(CALLING), template=CALLING)
+    odd = {"<|im_end|>": 1}
+    call = {"type": "function", "function": {"name": "f", "arguments": odd if place == "arguments" else {}}}
+    told = conversation("q", Message("assistant", "", extra={"tool_calls": [call]}))
+    told = dataclasses.replace(told, tools=(odd,) if place == "tools" else ())
+    account = Account()
+    (sequence,) = to_sequences(told, template, DataConfig(), account)
+    end = template.tokenizer.get_vocab()["<|im_end|>"]
+    assert np.count_nonzero(sequence.targets_T == end) == 2  # the template's own, of two messages
+    assert marked(sequence, template).count("<|im_end|>") == 3
+    assert account.altered == {"control text as plain text": 1}
+    assert to_sequences(told, template, DataConfig(control_text="drop"), account) == []
+
+
+CALLING = """{{ tools | tojson if tools else '' }}{% for m in messages %}\
+{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}\
+{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+CALLING_BY_NAME = CALLING.replace("call.function | tojson", "call.function.name")
+
+
+@pytest.mark.parametrize("template", [CALLING, CALLING_BY_NAME], ids=["all", "the name alone"])
+def test_arguments_that_the_template_leaves_out_are_counted(template):
+    chat_template = ChatTemplate(tokenizer_for(template), template=template)
+    odd = {"text": 'a "b"\n\\c', "里": {"deep": ["二 😀", {"x": [1, None, "e"]}]}}
+    account = Account()
+    for arguments in ({}, odd):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        told = conversation("q", Message("assistant", "", extra={"tool_calls": [call]}))
+        assert len(to_sequences(told, chat_template, DataConfig(), account)) == 1
+    left_out = {"arguments of a call that the chat template leaves out or changes": 1}
+    assert account.altered == ({} if template is CALLING else left_out)

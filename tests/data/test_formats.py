@@ -234,6 +234,27 @@ MALFORMED = [
         {"messages": [U, A], "chat_template_kwargs": {"tools": []}},
         r"chat_template_kwargs names 'tools', which is given already; take it out",
     ),
+    (
+        "messages",
+        {"messages": [U, A], "chat_template_kwargs": {"continue_final_message": True}},
+        r"chat_template_kwargs names 'continue_final_message', which is given already; take it out",
+    ),
+    (
+        "messages",
+        {"messages": [U, {**A, "reasoning": "one", "content": [{"type": "thinking", "thinking": "two"}]}]},
+        r"a message has reasoning in its content and in reasoning; keep one of them",
+    ),
+    ("messages", {"messages": [U, {**A, "thinking": ["x"]}]}, r"the thinking of a message is a list; write a text"),
+    ("tokens", {"input_ids": [True]}, r"input_ids holds something else than token ids; write whole numbers"),
+    ("tokens", {"input_ids": [1, None]}, r"input_ids holds null, not numbers alone; write one for each token"),
+    ("tokens", {"input_ids": [1], "attention_mask": [2]}, r"attention_mask holds something else than 0 and 1; write 0"),
+    ("tokens", {"input_ids": [1], "attention_mask": []}, r"attention_mask has 0 numbers, and input_ids 1; write one"),
+    (
+        "tokens",
+        {"input_ids": [1], "completion_mask": [1], "assistant_masks": [1]},
+        r"assistant_masks and completion_mask both say .*; keep one of them, or set data\.columns\.completion_mask =",
+    ),
+    ("squad", {"context": "c", "question": "q", "answers": 1}, r"answers is a number; write \[\{'text'"),
     ("tokens", {"input_ids": "1 2"}, r"input_ids is a text, not a list of numbers; write one for each token"),
     ("tokens", {"input_ids": [1.5]}, r"input_ids holds something else than token ids; write whole numbers"),
     ("tokens", {"input_ids": [1, 2], "labels": [1]}, r"labels has 1 numbers, and input_ids 2; write one for each"),
@@ -371,10 +392,16 @@ AS_MESSAGE = Message("assistant", "", extra={"tool_calls": [{"type": "function",
         {"role": "assistant", "content": "", "tool_calls": json.dumps([CALLED])},
         {"role": "assistant", "content": "", "tool_calls": [{"function": {**CALLED, "arguments": '{"city": "昆明"}'}}]},
         {"role": "assistant", "content": [{"type": "tool_call", "value": json.dumps(CALLED)}]},
+        {"role": "assistant", "content": None, "function_call": {**CALLED, "arguments": '{"city": "昆明"}'}},
+        {"role": "assistant", "tool_calls": [{"name": "rain", "parameters": {"city": "昆明"}}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "rain", "parameters": {"city": "昆明"}}}]},
         {"from": "function_call", "value": json.dumps(CALLED)},
         {"from": "function_call", "value": json.dumps([CALLED])},
     ],
-    ids=["OpenAI", "bare", "in a text", "arguments in a text", "part", "ShareGPT", "ShareGPT list"],
+    ids=[
+        *("OpenAI", "bare", "in a text", "arguments in a text", "part"),
+        *("OpenAI before tool_calls", "Llama", "Llama in a function", "ShareGPT", "ShareGPT list"),
+    ],
 )
 def test_calls_are_one_thing_however_they_are_written(turn):
     format, column = ("sharegpt", "conversations") if "from" in turn else ("messages", "messages")
@@ -391,6 +418,11 @@ def test_observations_are_results_of_tools_and_bare_functions_are_wrapped():
     assert [m.role for m in told.messages] == ["user", "assistant", "tool", "assistant"]
     assert len(told.messages[1].extra["tool_calls"]) == 2
     assert told.tools == ({"type": "function", "function": function},)
+
+
+def test_an_empty_cell_of_a_table_is_no_call_no_tool_and_no_argument():
+    row = {"messages": [U, {**A, "tool_calls": ""}], "tools": "", "chat_template_kwargs": ""}
+    assert convert(row, "messages") == convert({"messages": [U, A]}, "messages")
 
 
 def test_parts_of_reasoning_are_reasoning():
@@ -416,6 +448,8 @@ def test_parts_of_reasoning_are_reasoning():
             "a function call whose arguments are not a JSON object",
         ),
         ({"role": "assistant", "content": [{"type": "image", "image": "x"}]}, "content part of type 'image'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "a content part of type 'text' that says nothing"),
+        ({"from": "function_call", "value": "[]"}, "a function call that calls nothing"),
     ],
 )
 def test_what_no_text_can_say_is_left_out_and_counted(turn, reason):
@@ -442,6 +476,25 @@ def test_of_a_preference_the_chosen_answer_teaches_and_the_rejected_is_never_rea
     assert said == [("user", U["content"] if said[0][1] != "q" else "q"), ("assistant", "good")]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"prompt": "q"}, {"messages": [U, A]}, {"prompt": [{"role": "system", "content": "s"}, U]}, {"instruction": "q"}],
+    ids=["a prompt", "the chosen turns again", "a prompt of messages", "an instruction"],
+)
+def test_what_was_asked_is_said_once_where_the_chosen_turns_say_it_too(asked):
+    row = {**asked, "chosen": [U, A, U, A | {"content": "b"}], "rejected": [U, A, U, A]}
+    told = convert(row, "preference").messages
+    system = [("system", "s")] if isinstance(asked.get("prompt"), list) else []
+    expected = [*system, ("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "b")]
+    assert [(m.role, m.content) for m in told] == expected
+    assert [m.content for m in told if m.role == "assistant" and m.train is None] == ["b"]
+
+
+def test_chosen_turns_that_go_on_stand_behind_what_was_said_before():
+    row = {"prompt": [U, A], "chosen": [{"role": "user", "content": "more"}, A | {"content": "b"}], "rejected": []}
+    assert [m.content for m in convert(row, "preference").messages] == ["q", "a", "more", "b"]
+
+
 def test_what_was_said_before_the_chosen_answer_teaches_nothing():
     row = {"conversations": [{"from": r, "value": "x"} for r in ("human", "gpt", "human")]}
     told = convert(row | {"chosen": {"from": "gpt", "value": "y"}, "rejected": {}, "system": "s"}, "preference")
@@ -452,6 +505,14 @@ def test_an_answer_that_is_labelled_false_is_left_out(tmp_path):
     rows = [{"messages": [U, A], "label": label} for label in (True, False, "no", 0)]
     kept, account = read(write(tmp_path, rows))
     assert (len(kept), account.dropped) == (3, {"label false: an answer that is not to be learnt": 1})
+
+
+def test_a_table_says_false_in_letters(tmp_path):
+    path = tmp_path / "kto.csv"
+    path.write_text("prompt,completion,label\nq,good,True\nq,bad,False\n")
+    kept, account = read(str(path))
+    assert [c.text for c in kept] == ["good"]
+    assert account.dropped == {"label false: an answer that is not to be learnt": 1}
 
 
 def test_questions_about_a_text_are_conversations_of_their_own(tmp_path):
@@ -476,6 +537,46 @@ def test_instances_of_a_task_are_conversations_of_their_own(tmp_path):
     kept, account = read(write(tmp_path, [task]))
     assert [(c.id, turns(c)[0][1]) for c in kept] == [("t[0]", "Sort.\nb a"), ("t[1]", "Sort.")]
     assert account.read == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"paragraphs": [{"idx": 0, "paragraph_text": "x"}]},
+        {"paragraphs": ["x", "y"]},
+        {"paragraphs": []},
+        {"instances": [{"x": 1}, {"x": 2}]},
+        {"instances": [1]},
+        {"instances": []},
+    ],
+)
+def test_columns_that_are_called_as_those_of_nested_sets_neither_hide_a_row_nor_repeat_it(tmp_path, more):
+    for row in ({"messages": [U, A]}, {"instruction": "q", "output": "a"}):
+        kept, account = read(write(tmp_path, [row | more]))
+        assert [turns(c) for c in kept] == [[("user", "q"), ("assistant", "a")]]
+        assert account.read == 1
+
+
+def test_questions_that_are_no_objects_are_an_error_with_their_place(tmp_path):
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": ["Who?"]}]}]}))
+    with pytest.raises(DataError, match=r"set\.json\[0\]: qas is something else than a list of objects; correct the"):
+        read(str(path))
+
+
+@pytest.mark.parametrize("mask", ["loss_mask", "assistant_masks", "completion_mask"])
+def test_masks_of_other_trainers_say_what_is_trained(mask):
+    row = {"input_ids": [5, 6, 7], mask: [0, 0, 1]}
+    assert detect(row, "f", columns={}) == "tokens"
+    assert convert(row, "tokens").tokens == Tokens((5, 6, 7), (0, 0, 1))
+
+
+def test_padding_is_left_out_of_given_tokens():
+    row = {"input_ids": [0, 5, 6, 0], "attention_mask": [0, 1, 1, 0]}
+    assert convert(row, "tokens").tokens == Tokens((5, 6), (1, 1))
+    assert convert(row | {"labels": [-100, -100, 6, 0]}, "tokens").tokens == Tokens((5, 6), (0, 1))
+    with pytest.raises(Untrainable, match="^an attention_mask of zeros$"):
+        convert({"input_ids": [5], "attention_mask": [0]}, "tokens")
 
 
 def test_tokens_are_taken_with_their_labels():

@@ -4,6 +4,7 @@ The sets lie beside the repository, in shared/data; without them these tests are
 """
 
 import dataclasses
+import gzip
 import pathlib
 from typing import Any
 
@@ -48,6 +49,34 @@ pytestmark = pytest.mark.skipif(not SETS, reason=f"NOT RUN: the real sets are no
 @pytest.fixture(scope="module")
 def template() -> ChatTemplate:
     return ChatTemplate(tokenizer_for(TEMPLATE), template=TEMPLATE)
+
+
+def told_rows(name: str) -> int:
+    """How many rows the list beside the set says that it has."""
+    path = FOLDER / name
+    for manifest in (path.parent / "MANIFEST.md", FOLDER / "MANIFEST.md"):
+        lines = [line.split("|") for line in (manifest.read_text().splitlines() if manifest.is_file() else ())]
+        tables = [[cell.strip() for cell in line] for line in lines if len(line) > 3]
+        header = next((line for line in tables if "rows" in line), [])
+        for line in tables:
+            if line[1] in (name, path.name):
+                return int(line[header.index("rows")])
+    raise AssertionError(f"no list says how many rows {name} has")
+
+
+def blank_lines(name: str) -> int:
+    if ".txt" not in name:
+        return 0
+    lines = gzip.decompress((FOLDER / name).read_bytes()).decode().split("\n")
+    return sum(not line.strip() for line in lines[:-1])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_as_many_rows_are_read_of_a_real_set_as_it_has(name: str):
+    config, account = DataConfig(train=(str(FOLDER / name),), **SAID.get(name, {})), Account()
+    kept = sum(1 for _ in read_conversations(config, training_parts(config), account))
+    assert account.read == told_rows(name) - blank_lines(name)
+    assert account.read == kept + sum(account.dropped.values())
 
 
 @pytest.mark.slow
