@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--show", type=_not_negative, default=3, metavar="N", help="sequences shown token by token")
     data.add_argument("--html", metavar="F.html", help="the same as one self-contained page")
     data.add_argument("--dump", metavar="F.jsonl", help="a line per sequence: id, source, tokens, weights, text")
+    data.add_argument(
+        "--score", metavar="F.jsonl", help="only this: how hard each conversation is for the model, a line for each"
+    )
 
     evaluate = command("eval", _eval, "Loss and accuracy on a data file, alone or against another model.")
     _add_model_flags(evaluate)
@@ -288,7 +291,9 @@ def _start_distributed() -> None:
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
-    _check_writable(options.html, options.dump)
+    _check_writable(options.html, options.dump, options.score)
+    if options.score:
+        return _score(options, run)
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.source import training_parts, validation_parts
@@ -321,6 +326,30 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
                 for line in dump(dataset, base.tokenizer):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
             print(f"wrote {options.dump}")
+    return EXIT_OK
+
+
+def _score(options: argparse.Namespace, run: configs.RunConfig) -> int:
+    if options.html or options.dump:
+        raise ValueError("--score does not combine with --html and --dump; call jax-sft data once more for those")
+    out = pathlib.Path(options.score)
+    from jax_sft.data.dataset import check_context, tokenize
+    from jax_sft.data.scores import check_destination
+    from jax_sft.data.source import training_parts
+    from jax_sft.parameters import load_base
+
+    check_destination(out)
+    _start_distributed()
+    _start_devices()
+    from jax_sft.score import score
+
+    base = load_base(run)
+    cache = pathlib.Path(run.data.cache) if run.data.cache else None
+    dataset = tokenize(run.data, training_parts(run.data), base.template, cache_dir=cache)
+    check_context(dataset, base.config.max_positions, name="data.train")
+    with told_if_full(out), told_if_short("score"):
+        for line in score(run, base, dataset, out):
+            print(line)
     return EXIT_OK
 
 
