@@ -1,4 +1,4 @@
-"""`jax-sft data --score`: its file is whole or not there, the same from one process or two; it goes on where it ended."""
+"""`jax-sft data --score`: its file is whole or not there, the same from one process or two, and can be gone on with."""
 
 import json
 import os
