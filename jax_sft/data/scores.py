@@ -112,9 +112,10 @@ def read_scores(path: pathlib.Path) -> list[Score]:
 
 
 def _score(row: Any) -> Score:
-    if not isinstance(row, dict) or row.keys() != set(FIELDS) or not isinstance(row["loss"], float | int):
+    score = Score(**row)  # TypeError where a row has other fields, or is none
+    if not isinstance(score.id, str) or not isinstance(score.loss, float | int):
         raise ValueError("no score")
-    return Score(**row)
+    return score
 
 
 class PartialFile:

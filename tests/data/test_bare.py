@@ -144,6 +144,13 @@ def test_tokens_from_a_file_have_twins_too():
     ]
 
 
+def test_a_stretch_at_the_very_start_keeps_the_one_token_before_it():
+    template = template_of()
+    sequence = sequence_of(template, tokens=Tokens((1, 2, 3, 4), (0, 1, 0, 1)))
+    end = template.tokenizer.eos_token_id
+    assert [twin.tokens_T.tolist() for twin in Bare.of(template).twins(sequence)] == [[1], [end]]
+
+
 def test_the_weight_of_a_message_does_not_show_in_its_twin():
     template = template_of()
     tokens, targets, weights = np.array([1, 2, 3]), np.array([2, 3, 4]), np.array([0, 0.25, 0.25])

@@ -86,7 +86,12 @@ def test_scores_are_read_as_they_were_written(dataset, tmp_path):
     check_destination(out)
 
 
-@pytest.mark.parametrize("text", ['{"id": "a", "messages": []}\n', "not JSON\n", '{"loss": 1.0}\n', "[]\n", "3\n"])
+SCORE = '{"id": "a", "loss": 1.0, "loss_without_prompt": 1.0, "ratio": 1.0, "tokens": 1}\n'
+OTHERS = ['{"id": "a", "messages": []}\n', "not JSON\n", '{"loss": 1.0}\n', "[]\n", "3\n"]
+OTHERS += [SCORE.replace('"loss": 1.0', '"loss": "low"'), SCORE.replace("{", '{"more": 1, '), SCORE.replace('"a"', "3")]
+
+
+@pytest.mark.parametrize("text", OTHERS)
 def test_what_is_no_file_of_scores_is_not_replaced(tmp_path, text):
     path = tmp_path / "train.jsonl"
     path.write_text(text)
