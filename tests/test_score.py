@@ -175,6 +175,16 @@ def test_texts_without_prompts_have_no_ratio(place, tmp_path, capsys):
     assert "4 of them have no prompt, so that there is no ratio" in capsys.readouterr().out
 
 
+def test_a_lack_of_memory_says_what_to_lower(place, tmp_path, capsys, monkeypatch):
+    def short(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("jax_sft.score.make_mesh", short)
+    assert "Lower train.batch_size or train.loss_chunk_tokens, hold the weights in less" in refused(
+        capsys, words_of(place, tmp_path / "s.jsonl")
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(place, tmp_path, whole):
     with socket.socket() as free:
