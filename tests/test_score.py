@@ -77,6 +77,7 @@ def test_every_conversation_has_a_line_and_the_terminal_says_what_stands_out(pla
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.jsonl", "s.jsonl.svg"]
 
 
+@pytest.mark.slow
 def test_adapters_that_a_config_would_train_do_not_count_and_those_of_a_folder_do(place, tmp_path, whole):
     fresh = score(place, tmp_path / "a.jsonl", "lora.rank=4", "lora.base=float32")
     assert fresh == whole
