@@ -90,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--clean", metavar="D", help="only write the training data as data.quality leaves it, and what it left out"
     )
+    data.add_argument(
+        "--score", metavar="F.jsonl", help="only this: how hard each conversation is for the model, a line for each"
+    )
 
     evaluate = command("eval", _eval, "Loss and accuracy on a data file, alone or against another model.")
     _add_model_flags(evaluate)
@@ -299,7 +302,9 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
             for line in clean(run.data, pathlib.Path(options.clean)):
                 print(line)
         return EXIT_OK
-    _check_writable(options.html, options.card, options.dump)
+    _check_writable(options.html, options.card, options.dump, options.score)
+    if options.score:
+        return _score(options, run)
     from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.source import training_parts, validation_parts
     from jax_sft.parameters import load_base
@@ -345,6 +350,32 @@ def _write(path: str, text: str) -> None:
     with told_if_full(path):
         pathlib.Path(path).write_text(text, encoding="utf-8", errors="replace")
     print(f"wrote {path}")
+
+
+def _score(options: argparse.Namespace, run: configs.RunConfig) -> int:
+    if options.html or options.card or options.dump:
+        raise ValueError("--score does not combine with --html, --card and --dump; call jax-sft data again for those")
+    out = pathlib.Path(options.score)
+    from jax_sft.data.dataset import check_context, tokenize
+    from jax_sft.data.scores import check_destination
+    from jax_sft.data.source import training_parts, validation_parts
+    from jax_sft.parameters import load_base
+
+    check_destination(out)
+    _start_distributed()
+    _start_devices()
+    from jax_sft.score import score
+
+    base = load_base(run)
+    cache = pathlib.Path(run.data.cache) if run.data.cache else None
+    dataset = tokenize(
+        run.data, training_parts(run.data), base.template, cache_dir=cache, references=validation_parts(run.data)
+    )
+    check_context(dataset, base.config.max_positions, name="data.train")
+    with told_if_full(out), told_if_short("score"):
+        for line in score(run, base, dataset, out):
+            print(line)
+    return EXIT_OK
 
 
 def _start_devices() -> None:

@@ -102,25 +102,9 @@ def loss_and_tally(
     Returns:
         A float32 scalar, differentiable in `h_BPD`, `head_VD` and `low_rank`, and a Tally, which is not differentiable.
     """
-    B, P = targets_BP.shape
-    Z = _batch_shards(B)
-    M = B // Z * P
-    C = _chunk_size(M, chunk_tokens)
-    X = -(-M // C)
-
-    def cut(x: jax.Array) -> jax.Array:
-        """[B, P, ...] -> [X, Z, C, ...]: each device cuts its own rows, so no row moves."""
-        x = x.reshape(Z, M, *x.shape[2:])
-        x = jnp.pad(x, [(0, 0), (0, X * C - M)] + [(0, 0)] * (x.ndim - 2))
-        x = jnp.moveaxis(x.reshape(Z, X, C, *x.shape[2:]), 1, 0)
-        return constrain(x, "XBCD"[: x.ndim])
-
+    cut = _Cut.of(targets_BP.shape, chunk_tokens)
     shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size)
-    # An adapter's part is more columns of both: h W' + u B' = (h | u) (W | B)'. The gradient is that of each by itself.
-    head: tuple[jax.Array, ...] = (head_VD,)
-    if low_rank is not None:
-        u_BPR, b_VR = low_rank
-        h_BPD, head = jnp.concatenate([h_BPD, u_BPR.astype(h_BPD.dtype)], axis=-1), (head_VD, b_VR)
+    h_BPD, head = _beside(h_BPD, head_VD, low_rank)
     loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head, cut(targets_BP), cut(weights_BP), shape)
 
     weights_XZC, sources_XZC = cut(weights_BP), cut(sources_BP)
@@ -139,6 +123,67 @@ def loss_and_tally(
         by_source(trained_XZC),
     )
     return loss, sums
+
+
+def nll_of_predicted(
+    h_BPD: jax.Array,
+    head_VD: jax.Array,
+    targets_BP: jax.Array,
+    *,
+    chunk_tokens: int,
+    low_rank: tuple[jax.Array, jax.Array] | None = None,
+    logit_cap: float | None = None,
+    vocab_size: int | None = None,
+) -> jax.Array:
+    """The negative log-likelihood of each target, in nats, float32 [B, P]; arguments as of `loss_and_tally`.
+
+    Where `predict_BP` names no position it is a number without a meaning.
+    """
+    cut = _Cut.of(targets_BP.shape, chunk_tokens)
+    shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size)
+    h_BPD, head = _beside(h_BPD, head_VD, low_rank)
+    ones_BP = jnp.ones(targets_BP.shape, jnp.float32)
+    return cut.back(_weighted_nll(cut(h_BPD), head, cut(targets_BP), cut(ones_BP), shape)[1])
+
+
+class _Cut(NamedTuple):
+    """How predicted tokens are cut into chunks, [B, P, ...] -> [X, Z, C, ...]: each device its own, so no row moves."""
+
+    B: int
+    P: int
+    Z: int
+    C: int
+    X: int
+
+    @classmethod
+    def of(cls, shape_BP: tuple[int, ...], chunk_tokens: int) -> Self:
+        B, P = shape_BP
+        Z = _batch_shards(B)
+        M = B // Z * P
+        C = _chunk_size(M, chunk_tokens)
+        return cls(B, P, Z, C, -(-M // C))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        M = self.B // self.Z * self.P
+        x = x.reshape(self.Z, M, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, self.X * self.C - M)] + [(0, 0)] * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(self.Z, self.X, self.C, *x.shape[2:]), 1, 0)
+        return constrain(x, "XBCD"[: x.ndim])
+
+    def back(self, x_XZC: jax.Array) -> jax.Array:
+        """[X, Z, C] -> [B, P]."""
+        x_ZM = jnp.moveaxis(x_XZC, 0, 1).reshape(self.Z, self.X * self.C)
+        return x_ZM[:, : self.B // self.Z * self.P].reshape(self.B, self.P)
+
+
+def _beside(
+    h_BPD: jax.Array, head_VD: jax.Array, low_rank: tuple[jax.Array, jax.Array] | None
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """An adapter's part is more columns of both: h W' + u B' = (h | u) (W | B)'. The gradient is that of each alone."""
+    if low_rank is None:
+        return h_BPD, (head_VD,)
+    u_BPR, b_VR = low_rank
+    return jnp.concatenate([h_BPD, u_BPR.astype(h_BPD.dtype)], axis=-1), (head_VD, b_VR)
 
 
 def _batch_shards(B: int) -> int:

@@ -15,6 +15,8 @@ WAYS_OUT = {
     "load": f"Take a smaller model, or {_MORE_DEVICES}",
     "answer": f"Lower the tokens of an answer (--max-new-tokens), ask fewer prompts at a time, or {_MORE_DEVICES}",
     "losses": f"Lower the batch size (--batch-size) or the length (--max-length), or {_MORE_DEVICES}",
+    "score": "Lower train.batch_size or train.loss_chunk_tokens, hold the weights in less (lora.rank above 0 and "
+    f"lora.base = 'nf4'), or {_MORE_DEVICES}",
     "export": f"Export where there is more of it, such as on the CPU with JAX_PLATFORMS=cpu, or {_MORE_DEVICES}",
 }
 

@@ -33,7 +33,16 @@ FLOORS = {
         "progress",
         "signals",
     },  # the verbs
-    3: {"run_data", "train_loop", "certificate", "exam", "export", "assistant", "chat"},  # the story: side effects
+    3: {
+        "run_data",
+        "score",
+        "train_loop",
+        "certificate",
+        "exam",
+        "export",
+        "assistant",
+        "chat",
+    },  # the story: side effects
     4: {"cli", "__main__", "__init__"},  # the doors
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

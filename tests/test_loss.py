@@ -9,7 +9,7 @@ import pytest
 
 from jax_sft.batch import Batch
 from jax_sft.config import MeshConfig
-from jax_sft.loss import Tally, at_predicted, loss_and_tally
+from jax_sft.loss import Tally, at_predicted, loss_and_tally, nll_of_predicted
 from jax_sft.sharding import batch_sharding, make_mesh, replicated, weight_spec
 
 B, P, D, V = 8, 12, 16, 64
@@ -60,6 +60,23 @@ def test_loss_and_gradients_equal_full_logits_for_any_chunk_size(data, chunk_tok
     np.testing.assert_allclose(dhead, expected_dhead, atol=1e-5)
     for got, wanted in zip(sums, expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 32, 10_000])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_each_token_s_own_loss_stands_at_its_place(data, chunk_tokens, sizes):
+    h_BPD, head_VD, targets_BP, *_ = data
+    low_rank = (h_BPD[:, :, :2], head_VD[:, :2])
+    logits = (h_BPD @ head_VD.T + low_rank[0] @ low_rank[1].T).astype(np.float64)
+    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets_BP[..., None], -1)[..., 0]
+    mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]), jax.devices()[: int(np.prod(sizes))])
+
+    def nll(h_BPD, head_VD, targets_BP, low_rank):
+        return nll_of_predicted(h_BPD, head_VD, targets_BP, chunk_tokens=chunk_tokens, low_rank=low_rank)
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(nll)(h_BPD, head_VD, targets_BP, low_rank)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk_tokens", [32, B * P])
