@@ -87,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--html", metavar="F.html", help="the same and more as one self-contained page")
     data.add_argument("--card", metavar="F.md", help="a data card: files with hashes, counts, data.card, known limits")
     data.add_argument("--dump", metavar="F.jsonl", help="a line per sequence: id, source, tokens, weights, text")
+    data.add_argument(
+        "--clean", metavar="D", help="only write the training data as data.quality leaves it, and what it left out"
+    )
 
     evaluate = command("eval", _eval, "Loss and accuracy on a data file, alone or against another model.")
     _add_model_flags(evaluate)
@@ -289,6 +292,13 @@ def _start_distributed() -> None:
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
+    if options.clean:
+        from jax_sft.data.quality.clean import clean
+
+        with told_if_full(options.clean):
+            for line in clean(run.data, pathlib.Path(options.clean)):
+                print(line)
+        return EXIT_OK
     _check_writable(options.html, options.card, options.dump)
     from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.source import training_parts, validation_parts
@@ -306,7 +316,8 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     for name, of in parts.items():
         if not of:
             continue
-        dataset = tokenize(run.data, of, base.template, cache_dir=cache)
+        references = parts["validation"] if name == "train" else ()
+        dataset = tokenize(run.data, of, base.template, cache_dir=cache, references=references)
         check_context(dataset, base.config.max_positions, name=f"data.{name}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")
         views[name] = View(dataset, loader, summarize(dataset, loader, base.tokenizer))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_sft.config import RunConfig, SetConfig
+from jax_sft.config import QualityConfig, RunConfig, SetConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
@@ -35,7 +35,8 @@ def load_sets(
     cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
     sets = []
     for name, parts in (("train", training_parts(config.data)), ("validation", validation_parts(config.data))):
-        found = tokenize(config.data, parts, template, cache_dir=cache) if parts else None
+        references = validation_parts(config.data) if name == "train" else ()
+        found = tokenize(config.data, parts, template, cache_dir=cache, references=references) if parts else None
         if found is not None:
             check_context(found, max_positions, name=f"data.{name}")
             for line in found.account.lines():
@@ -146,6 +147,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),
+        **({"data.quality": dataclasses.asdict(config.data.quality)} if config.data.quality != QualityConfig() else {}),
         **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
         **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
         "seed": config.seed,

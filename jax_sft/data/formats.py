@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -47,13 +46,10 @@ OPTIONAL = {
 # Their columns may stand beside those of another format, which then only say what these say too.
 _TAKE_ALL = ("preference", "tokens", "squad")
 RESERVED_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
-SAME_CONTENT = "the same content as an earlier conversation, both stay"
-SAME_ID = "the same id as an earlier conversation, both stay"
 
 
 def read_conversations(config: DataConfig, parts: Sequence[Part], account: Account) -> Iterator[Conversation]:
-    """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`,
-    and those that repeat the content or the id of one before in `account.noted` (some 100 bytes of memory a row).
+    """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`.
 
     Raises:
         DataError: of `source`, or a row that does not follow its file's format.
@@ -66,10 +62,9 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
     trained_roles = [role.strip() for role in config.train_on.split(",")]
     nothing = f"no {' or '.join(trained_roles)} message to train on"
-    seen: set[bytes] = set()
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
-        for row, where in _rows(place, config):
+        for row, where in rows_at(place, config):
             if format == "auto":  # the first row
                 _check_columns(row, where, config.columns)
                 format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
@@ -89,7 +84,6 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
                 account.held_out += not part.takes_held_out
                 continue
             account.read += part.takes_held_out
-            _note_repeats(conversation, where, seen, account)
             yield dataclasses.replace(
                 conversation,
                 source=conversation.source if part.name is None else part.name,
@@ -98,7 +92,8 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
 
 
-def _rows(place: Any, config: DataConfig) -> Generator[tuple[Row, str], None, None]:
+def rows_at(place: Any, config: DataConfig) -> Generator[tuple[Row, str], None, None]:
+    """The rows of one file or hub dataset as they are converted, each with its place."""
     tables = Tables(has_header=config.header, has_quotes=config.quoted)
     for row, where in read_rows([str(place)], split=config.split, tables=tables):
         yield from rows.unnested(row, where)
@@ -112,7 +107,7 @@ def format_of(place: Any, config: DataConfig) -> str:
     """
     if config.format != "auto":
         return config.format
-    with contextlib.closing(_rows(place, config)) as read:
+    with contextlib.closing(rows_at(place, config)) as read:
         row, where = next(read, ({}, str(place)))
     return detect(row, where, columns=config.columns)
 
@@ -186,6 +181,7 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
         prompt_text=prompt_text,
         tokens=tokens,
         template_args=_arguments(row.get("chat_template_kwargs"), where),
+        where=where,
     )
 
 
@@ -209,20 +205,6 @@ def _arguments(value: Any, where: str) -> Mapping[str, Any]:
 def _joined(value: Any, where: str) -> Any:
     """A text, or lines of one."""
     return "\n".join(as_text(line, where, "text") for line in value) if isinstance(value, list) else value
-
-
-def _note_repeats(conversation: Conversation, where: str, seen: set[bytes], account: Account) -> None:
-    """Count a content or an id that is in `seen`, and put both into it."""
-    turns = [(m.role, m.content, m.extra) for m in conversation.messages]
-    parts: dict[str, Any] = {
-        SAME_CONTENT: [turns, conversation.tools, conversation.prompt_text, conversation.text, conversation.tokens],
-        SAME_ID: conversation.id,  # the place of a row without one: no other row has it
-    }
-    for what, part in parts.items():
-        digest = hashlib.blake2b(json.dumps(part, default=str).encode(), digest_size=16).digest()
-        if digest in seen:
-            account.note(what, where)
-        seen.add(digest)
 
 
 def _teaches(message: Message, roles: Sequence[str]) -> bool:
