@@ -321,7 +321,7 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     for name, of in parts.items():
         if not of:
             continue
-        references = validation_parts(run.data) if name == "train" else ()
+        references = parts["validation"] if name == "train" else ()
         dataset = tokenize(run.data, of, base.template, cache_dir=cache, references=references)
         check_context(dataset, base.config.max_positions, name=f"data.{name}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")

@@ -9,7 +9,6 @@ import hashlib
 import html
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from jax_sft.config import DataConfig, RunConfig
 from jax_sft.data.chat import ChatTemplate
@@ -167,15 +166,14 @@ def _made(config: RunConfig, summaries: Mapping[str, Summary], template: ChatTem
 
 
 def _limits(config: DataConfig) -> Iterator[str]:
-    quality: Any = getattr(config, "quality", None)
-    fields = dataclasses.fields(quality) if quality is not None else ()
-    rules = {f.name: getattr(quality, f.name) for f in fields if getattr(quality, f.name) in _RULE_STATES}
+    said = dataclasses.asdict(config.quality)
+    rules = {name: value for name, value in said.items() if value in _RULE_STATES}
     for state, told in (("drop", "leave out what they find"), ("mask", "mask what they find"), ("note", "only count")):
         names = [name for name, value in rules.items() if value == state]
         if names:
             yield f"Rules of data.quality that {told}: {', '.join(names)}."
     off = [name for name, value in rules.items() if value == "off"]
-    if off or not rules:
-        yield "Not looked for: " + (", ".join(off) if off else "quality of the conversations, by any rule") + "."
+    if off:
+        yield f"Not looked for: {', '.join(off)}."
     yield "Nobody checked that the answers are true, harmless or free of rights of others."
     yield "Scripts are told by their characters: languages that share a script are not told apart."

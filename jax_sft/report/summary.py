@@ -83,7 +83,9 @@ def summarize(dataset: TokenizedSet, loader: Loader, tokenizer: Any) -> Summary:
         scripts=scripts_histogram(dataset, tokenizer),
         segments=segments_histogram(rows),
         fill=_shares("filled positions of a row", _sums(dataset.lengths_N, rows) / loader.max_length),
-        predicted=_shares("predicted positions of a row", _sums(dataset.trained_N, rows) / loader.predict_capacity),
+        predicted=_shares(
+            "predicted positions used in a row", _sums(dataset.trained_N, rows) / loader.predict_capacity
+        ),
     )
 
 

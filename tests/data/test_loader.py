@@ -92,6 +92,15 @@ def test_an_epoch_holds_every_sequence_once(packing):
     assert sum((b.segments_BT > 0).sum() for b in batches) == dataset.lengths_N.sum()
 
 
+def test_the_rows_of_an_epoch_are_those_that_its_batches_hold():
+    dataset = make_set(50)
+    loader = make_loader(dataset)
+    rows = loader.epoch_rows()
+    assert sorted(np.concatenate(rows).tolist()) == list(range(50))
+    held = [i for step in range(loader.total_steps) for i in loader.ids(step)]
+    assert held[:50] == [dataset.ids[i] for row in rows for i in row]
+
+
 def test_each_epoch_is_another_order_of_the_same_sequences():
     dataset = make_set(60)
     loader = make_loader(dataset, epochs=3)

@@ -1,6 +1,8 @@
+import dataclasses
 import gzip
 import hashlib
 import json
+import types
 
 import pytest
 
@@ -10,7 +12,7 @@ from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import tokenize
 from jax_sft.data.source import training_parts, validation_parts
-from jax_sft.report.card import make_card, markdown
+from jax_sft.report.card import _limits, make_card, markdown
 from jax_sft.report.summary import summarize
 from jax_sft.run_data import epoch_loader
 from tests.data.chats import CHATML, tokenizer_for
@@ -136,3 +138,22 @@ def test_a_file_that_fits_no_format_stops_the_card(files):
     files[0].write_text('{"a": 1}\n')
     with pytest.raises(DataError, match="no format fits the columns"):
         make_card(run, parts, {}, ChatTemplate(tokenizer_for(CHATML)), name="x")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    loops: str = "drop"
+    cut_off: str = "note"
+    refusal: str = "off"
+    personal_data: str = "mask"
+    language_by: str = "script"  # no rule
+
+
+def test_the_card_says_which_rules_were_on_and_which_were_not():
+    data = types.SimpleNamespace(quality=Rules())
+    assert list(_limits(data))[:4] == [
+        "Rules of data.quality that leave out what they find: loops.",
+        "Rules of data.quality that mask what they find: personal_data.",
+        "Rules of data.quality that only count: cut_off.",
+        "Not looked for: refusal.",
+    ]

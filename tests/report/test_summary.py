@@ -121,7 +121,14 @@ def test_packing_counts_rows_by_what_is_in_them():
     summary = summarize(dataset, make_loader(dataset, max_length=40), byte_level())
     assert dict(zip(summary.segments.labels, summary.segments.counts, strict=True)) == {"1": 1, "2": 0, "3": 0, "4": 1}
     assert [summary.fill.counts[2], summary.fill.counts[9]] == [1, 1]  # 10 and 40 of 40 positions
-    assert summary.predicted.title == "predicted positions of a row: 12% to 50%, mean 31%"  # of 40, which is P
+
+
+def test_predicted_positions_are_compared_with_those_there_is_room_for():
+    dataset = make_set([sequence_of([7] * 11, [0.0] * 6 + [1.0] * 5)] * 51)
+    loader = make_loader(dataset, max_length=256)
+    assert loader.predict_capacity == 192
+    summary = summarize(dataset, loader, byte_level())
+    assert summary.predicted.title == "predicted positions used in a row: 3% to 65%, mean 44%"  # 5 and 125 of 192
 
 
 def test_a_row_of_many_short_sequences_is_in_the_bin_that_names_it():
