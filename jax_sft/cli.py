@@ -291,17 +291,15 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
-    from jax_sft.data.source import training_parts, validation_parts
+    from jax_sft.data.source import training_parts, validation_groups
     from jax_sft.parameters import load_base
     from jax_sft.run_data import epoch_loader
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
-    for name, parts in (("train", training_parts(run.data)), ("validation", validation_parts(run.data))):
-        if not parts:
-            continue
+    for name, parts in {"train": training_parts(run.data), **validation_groups(run.data)}.items():
         dataset = tokenize(run.data, parts, base.template, cache_dir=cache)
-        check_context(dataset, base.config.max_positions, name=f"data.{name}")
+        check_context(dataset, base.config.max_positions, name=f"data.{name.partition(',')[0]}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")
         print(show.terminal_report(dataset, loader, title=name))
         for line in loader.mixture_lines():

@@ -144,6 +144,11 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
             yield "stages.0.start = 'best': there is no stage before it; leave it out"
         if stage.start == "best" and not _is_measured(run):
             yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation or data.holdout"
+    ordered = [i for i, stage in enumerate(run.stages) if stage.order == "score"]
+    if ordered and run.data.scores is None:
+        yield f"stages.{ordered[0]}.order = 'score' needs the losses of conversations; name their file in data.scores"
+    if run.data.scores is not None and not ordered:
+        yield "data.scores is read by stages of order = 'score' alone, and there is none; set one, or leave it out"
 
 
 def _range_checks(run: RunConfig) -> Iterator[str]:

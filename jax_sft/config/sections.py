@@ -70,7 +70,8 @@ class StageConfig:
     epochs: float | None = None
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # set -> weight; empty: as data.sets says
     lr: float | None = None  # None: optim.lr; each stage has a schedule of its own, with optim.warmup_steps
-    order: Literal["random", "length", "answers"] = "random"  # short ones first, or those of few answers
+    # Easy ones first: short ones, those of few answers, or those that data.scores gives the lowest loss
+    order: Literal["random", "length", "answers", "score"] = "random"
     start: Literal["last", "best"] = "last"  # from the last step of the stage before, or its lowest validation loss
 
 
@@ -84,6 +85,7 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     validation_sets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # or several, by name
     holdout: float = 0.0  # share of the prompts of the training files that goes to validation, whatever else is there
+    scores: str | None = None  # JSON lines of id and loss: how hard each conversation is, for order = "score"
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "squad", "tokens", "text"
     ] = "auto"

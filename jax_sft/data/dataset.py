@@ -162,6 +162,7 @@ def _key(config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *,
     feed(template.fingerprint.encode())
     of_parts = [files_of(part.paths) for part in parts]
     told = [{**dataclasses.asdict(p), "paths": len(of)} for p, of in zip(parts, of_parts, strict=True)]
+    of_parts += [files_of(paths) for paths in dict.fromkeys(part.measured for part in parts)]
     feed(json.dumps(told, sort_keys=True).encode())
     places = [place for of in of_parts for place in of]
     size = sum(place.stat().st_size for place in places if isinstance(place, pathlib.Path))
@@ -206,6 +207,12 @@ def _build(
 
 def _nothing(parts: tuple[Part, ...], account: Account) -> str:
     named = ", ".join(dict.fromkeys(path for part in parts for path in part.paths))
+    if account.held_out and account.held_out + sum(account.dropped.values()) == account.read:
+        dropped = f", {account.read - account.held_out} dropped" if account.dropped else ""
+        return (
+            f"{named}: nothing is left to train on; data.holdout = {parts[0].holdout} holds out {account.held_out} of "
+            f"{account.read} conversations{dropped}; lower it, or add conversations with other prompts"
+        )
     if not account.read and all(part.takes_held_out for part in parts):
         return (
             f"{named}: data.holdout = {parts[0].holdout} holds out none of these conversations; raise it, or name "

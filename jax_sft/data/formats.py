@@ -17,7 +17,7 @@ from typing import Any
 from jax_sft.config import DataConfig
 from jax_sft.data import rows
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
-from jax_sft.data.holdout import is_held_out
+from jax_sft.data.holdout import digest_of, is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
 from jax_sft.data.pretokenised import to_tokens
 from jax_sft.data.source import Part, Row, Tables, files_of, kind_of, read_rows, stem_of
@@ -49,14 +49,16 @@ _TAKE_ALL = ("preference", "tokens", "squad")
 RESERVED_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
 SAME_CONTENT = "the same content as an earlier conversation, both stay"
 SAME_ID = "the same id as an earlier conversation, both stay"
+MEASURED = "the prompt is in the validation files too, so that their loss says less of what is new"
 
 
 def read_conversations(config: DataConfig, parts: Sequence[Part], account: Account) -> Iterator[Conversation]:
     """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`,
-    and those that repeat the content or the id of one before in `account.noted` (some 100 bytes of memory a row).
+    and those that repeat the content or the id of one before in `account.noted` (some 100 bytes of memory a row), as
+    those that ask what a validation file asks.
 
     Raises:
-        DataError: of `source`, or a row that does not follow its file's format.
+        DataError: of `source`; a row that does not follow its file's format; a source with the name of another part.
     """
     fields = _fields_of(config.format)
     for field in config.columns:
@@ -67,6 +69,8 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
     trained_roles = [role.strip() for role in config.train_on.split(",")]
     nothing = f"no {' or '.join(trained_roles)} message to train on"
     seen: set[bytes] = set()
+    measured = {paths: _prompts(config, paths) for paths in {part.measured for part in parts}}
+    names = {part.name for part in parts} - {None}
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
         for row, where in _rows(place, config):
@@ -90,12 +94,24 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
                 continue
             account.read += part.takes_held_out
             _note_repeats(conversation, where, seen, account)
+            if measured[part.measured] and digest_of(conversation) in measured[part.measured]:
+                account.note(MEASURED, where)
+            if part.name is None and conversation.source in names:
+                raise DataError(
+                    f"{where}: its source {conversation.source!r} is the name of a set too, and the losses of both "
+                    "would be one; call the set otherwise, or put these files into a set of data.validation_sets"
+                )
             yield dataclasses.replace(
                 conversation,
                 source=conversation.source if part.name is None else part.name,
                 loss_weight=part.loss_weight,
                 template_args={**config.template_args, **part.template_args, **conversation.template_args},
             )
+
+
+def _prompts(config: DataConfig, paths: tuple[str, ...]) -> frozenset[bytes]:
+    """What stands for the prompts of the conversations of some files."""
+    return frozenset(map(digest_of, read_conversations(config, [Part(paths)], Account())) if paths else ())
 
 
 def _rows(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
