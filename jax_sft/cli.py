@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--show", type=_not_negative, default=3, metavar="N", help="sequences shown token by token")
     data.add_argument("--html", metavar="F.html", help="the same as one self-contained page")
     data.add_argument("--dump", metavar="F.jsonl", help="a line per sequence: id, source, tokens, weights, text")
+    data.add_argument(
+        "--clean", metavar="D", help="only write the training data as data.quality leaves it, and what it left out"
+    )
 
     evaluate = command("eval", _eval, "Loss and accuracy on a data file, alone or against another model.")
     _add_model_flags(evaluate)
@@ -288,17 +291,25 @@ def _start_distributed() -> None:
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
+    if options.clean:
+        from jax_sft.data.quality.clean import clean
+
+        with told_if_full(options.clean):
+            for line in clean(run.data, pathlib.Path(options.clean)):
+                print(line)
+        return EXIT_OK
     _check_writable(options.html, options.dump)
     from jax_sft.data import show
     from jax_sft.data.dataset import check_context, dump, tokenize
-    from jax_sft.data.source import training_parts, validation_groups
+    from jax_sft.data.source import training_parts, validation_groups, validation_parts
     from jax_sft.parameters import load_base
     from jax_sft.run_data import epoch_loader
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     for name, parts in {"train": training_parts(run.data), **validation_groups(run.data)}.items():
-        dataset = tokenize(run.data, parts, base.template, cache_dir=cache)
+        references = validation_parts(run.data) if name == "train" else ()
+        dataset = tokenize(run.data, parts, base.template, cache_dir=cache, references=references)
         check_context(dataset, base.config.max_positions, name=f"data.{name.partition(',')[0]}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")
         print(show.terminal_report(dataset, loader, title=name))

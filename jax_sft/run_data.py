@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jax_sft.config import RunConfig, SetConfig
+from jax_sft.config import QualityConfig, RunConfig, SetConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader, Stage
 from jax_sft.data.mixture import Mixture, mixture
-from jax_sft.data.scores import read_scores, scores_of
+from jax_sft.data.scores import scores_of
 from jax_sft.data.source import training_parts, validation_parts
 from jax_sft.hf.load import Pretrained
 from jax_sft.hf.stored import weights_hash
@@ -29,7 +29,7 @@ _ORDERS = {
     "random": "in random order",
     "length": "short ones first",
     "answers": "those of few answers first",
-    "score": "those of low loss first, as data.scores says",
+    "score": "those of low loss first, as data.quality.scores says",
 }
 _STARTS = {"last": "from the last step", "best": "from the step of the lowest validation loss"}
 
@@ -45,7 +45,8 @@ def load_sets(
     cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
     sets = []
     for name, parts in (("train", training_parts(config.data)), ("validation", validation_parts(config.data))):
-        found = tokenize(config.data, parts, template, cache_dir=cache) if parts else None
+        references = validation_parts(config.data) if name == "train" else ()
+        found = tokenize(config.data, parts, template, cache_dir=cache, references=references) if parts else None
         if found is not None:
             check_context(found, max_positions, name=f"data.{name}")
             for line in found.account.lines():
@@ -122,12 +123,12 @@ def _stages_of(config: RunConfig, train_set: TokenizedSet) -> list[Stage]:
         drawn = _mixture_of(config, train_set, {})
         return [Stage(epochs=config.train.epochs, steps=config.train.steps, mixture=drawn)]
     drawn = [_mixture_of(config, train_set, stage.weights) for stage in config.stages]
-    scored = [of for stage, of in zip(config.stages, drawn, strict=True) if stage.order == "score"]
     scores_N = None
-    if scored and config.data.scores is not None:
+    if _is_scored(config):
         everything = np.arange(len(train_set))
+        scored = [of for stage, of in zip(config.stages, drawn, strict=True) if stage.order == "score"]
         asked = np.unique(np.concatenate([everything if of is None else of.members() for of in scored]))
-        scores_N = scores_of(train_set, asked, read_scores(config.data.scores), config.data.scores)
+        scores_N = scores_of(train_set, asked, config.data.quality)
     return [
         Stage(epochs=stage.epochs, steps=stage.steps, mixture=of, order=stage.order, scores_N=scores_N)
         for stage, of in zip(config.stages, drawn, strict=True)
@@ -178,6 +179,7 @@ def validation_loader(config: RunConfig, validation_set: TokenizedSet, sources: 
 
 def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
     """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
+    scores = config.data.quality.scores
     # What the data's hash is made of is said beside it, so that a difference has a name.
     options = {f"data.{name}": getattr(config.data, name) for name in OPTIONS}
     return options | {
@@ -190,7 +192,8 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),
-        **({"data.scores": _hash_of(config.data.scores)} if config.data.scores is not None else {}),
+        **({"data.quality.scores": _hash_of(scores)} if scores and _is_scored(config) else {}),
+        **({"data.quality": dataclasses.asdict(config.data.quality)} if config.data.quality != QualityConfig() else {}),
         **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
         **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
         "seed": config.seed,
@@ -200,6 +203,10 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "train.steps": config.train.steps,
         **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
     }
+
+
+def _is_scored(config: RunConfig) -> bool:
+    return any(stage.order == "score" for stage in config.stages)
 
 
 def _hash_of(path: str) -> str:

@@ -434,11 +434,7 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
         ),
         (
             {"train": {}, "stages": [{"steps": 3, "order": "score"}]},
-            "stages.0.order = 'score' needs the losses of conversations; name their file in data.scores",
-        ),
-        (
-            {"data": {"train": ("a",), "scores": "s.jsonl"}},
-            "data.scores is read by stages of order = 'score' alone, and there is none; set one, or leave it out",
+            "stages.0.order = 'score' needs a file of losses; name it in data.quality.scores",
         ),
         ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
         ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),

@@ -149,7 +149,9 @@ def test_a_stage_in_the_order_of_scores_needs_those_it_draws_and_is_resumed_by_t
     stages = {"steps": 2, "order": "score", "weights": {"few": 1.0}}, {"steps": 1}
 
     def run() -> None:
-        train(staged(folder, stages=stages, data={"scores": str(scores)}), tmp_path / "run", command="test")
+        train(
+            staged(folder, stages=stages, data={"quality": {"scores": str(scores)}}), tmp_path / "run", command="test"
+        )
 
     lines = [json.dumps({"id": f"c{i}", "loss": 300 - i}) for i in range(200, 210)]
     scores.write_text("\n".join(lines[1:]))
@@ -158,7 +160,7 @@ def test_a_stage_in_the_order_of_scores_needs_those_it_draws_and_is_resumed_by_t
     scores.write_text("\n".join(lines))
     run()
     scores.write_text("\n".join(reversed(lines)))
-    with pytest.raises(ValueError, match=r"cannot go on with another configuration(.|\n)*  data\.scores: "):
+    with pytest.raises(ValueError, match=r"cannot go on with another configuration(.|\n)*  data\.quality\.scores: "):
         run()
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, default, from_config_dict
-from jax_sft.data.formats import MEASURED
-from jax_sft.data.holdout import is_held_out
+from jax_sft.data.holdout import MEASURED, is_held_out
 from jax_sft.data.source import training_parts, validation_parts
 from jax_sft.run_data import load_sets
 from jax_sft.train_loop import train
@@ -118,10 +117,13 @@ def test_a_named_set_of_which_nothing_is_left_is_told(folder, tmp_path):
 
 
 def test_other_validation_files_are_another_account_of_the_same_training_set(folder, tmp_path):
-    first, second = (
-        load_sets(measured(folder, validation=paths), template_of(folder), tmp_path, max_positions=512)[0]
-        for paths in ((str(folder / "other.jsonl"),), (str(folder / "train.jsonl"),))
-    )
+    beside = tmp_path / "beside.jsonl"  # another content under the same name is another key of the cache
+    found = []
+    for offset in (300, 0):
+        write_conversations(beside, 60, offset=offset)
+        config = measured(folder, validation=(str(beside),))
+        found.append(load_sets(config, template_of(folder), tmp_path, max_positions=512)[0])
+    first, second = found
     assert first.fingerprint == second.fingerprint
     assert (first.account.noted.get(MEASURED), second.account.noted.get(MEASURED)) == (None, 60)
 

@@ -10,10 +10,13 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-from jax_sft.config.sections import LoraConfig, RunConfig
+from jax_sft.config.sections import LoraConfig, QualityConfig, RunConfig
 
 TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
 LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
+PERSONAL_KINDS = (
+    "iban", "card", "cn_id", "fr_insee", "us_ssn", "uk_nino", "br_cpf", "es_dni", "de_tax_id", "email", "ipv4", "phone"
+)  # fmt: skip
 _ROLES = ("assistant", "user", "system", "developer", "tool", "all")
 # What the hub takes for a model's name (huggingface_hub's validate_repo_id), with its organization or user.
 _HUB_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$|[.-]$))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -77,6 +80,7 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
     if not run.data.train and not run.data.sets:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
     yield from _mixture_checks(run)
+    yield from _quality_checks(run.data.quality, orders=any(stage.order == "score" for stage in run.stages))
     for role in run.data.train_on.split(","):
         if role.strip() not in _ROLES:
             hint = did_you_mean(role.strip(), _ROLES)
@@ -114,6 +118,44 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
         yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
 
 
+def _quality_checks(quality: QualityConfig, *, orders: bool) -> Iterator[str]:
+    """Rules that need a library, a file or a bound; `orders` says whether a stage goes by the scores."""
+    if quality.near_duplicate != "off" and importlib.util.find_spec("datasketch") is None:
+        yield "data.quality.near_duplicate needs datasketch, which is not installed; pip install 'jax-sft[quality]'"
+    needs_model = quality.wrong_language != "off" and quality.language_by == "model"
+    if needs_model and importlib.util.find_spec("py3langid") is None:
+        yield (
+            "data.quality.language_by = 'model' needs py3langid, which is not installed; pip install "
+            "'jax-sft[quality]', or set it to 'script'"
+        )
+    for kind in quality.personal_kinds:
+        if kind not in PERSONAL_KINDS:
+            yield (
+                f"data.quality.personal_kinds: {kind!r} is no kind{did_you_mean(kind, PERSONAL_KINDS)}; the kinds are "
+                + ", ".join(PERSONAL_KINDS)
+            )
+    bounds = [name for name in ("min_ratio", "max_ratio", "max_loss") if getattr(quality, name) is not None]
+    if bounds and quality.scores is None:
+        yield f"data.quality.{bounds[0]} judges data.quality.scores, which is not set; name the file, or leave it out"
+    if quality.scores is not None and not bounds and not orders:
+        yield (
+            "data.quality.scores is set, but no bound; set data.quality.min_ratio, max_ratio or max_loss, or "
+            "order = 'score' of a stage"
+        )
+    if quality.benchmarks and quality.leakage == "off":
+        yield "data.quality.benchmarks is set, but data.quality.leakage = 'off'; set it to 'note' or 'drop'"
+    for low, high in (("min_ratio", "max_ratio"), ("min_answer_characters", "max_answer_characters")):
+        least, most = getattr(quality, low), getattr(quality, high)
+        if least is not None and most is not None and least > most:
+            yield f"data.quality.{low} = {least} is above {high} = {most}, nothing lies between them; swap them"
+    for name in ("near_duplicate_similarity", "leakage_share"):
+        if not 0 < getattr(quality, name) <= 1:
+            yield f"data.quality.{name} = {getattr(quality, name)} must be above 0 and at most 1"
+    for name in ("leakage_words", "leakage_characters", "max_length_deviation"):
+        if getattr(quality, name) is not None and getattr(quality, name) <= 0:
+            yield f"data.quality.{name} = {getattr(quality, name)} must be greater than 0"
+
+
 def _mixture_checks(run: RunConfig) -> Iterator[str]:
     """Named sets, how much is drawn of each, and the stages that may draw otherwise."""
     sets = run.data.sets
@@ -145,10 +187,8 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
         if stage.start == "best" and not _is_measured(run):
             yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation or data.holdout"
     ordered = [i for i, stage in enumerate(run.stages) if stage.order == "score"]
-    if ordered and run.data.scores is None:
-        yield f"stages.{ordered[0]}.order = 'score' needs the losses of conversations; name their file in data.scores"
-    if run.data.scores is not None and not ordered:
-        yield "data.scores is read by stages of order = 'score' alone, and there is none; set one, or leave it out"
+    if ordered and run.data.quality.scores is None:
+        yield f"stages.{ordered[0]}.order = 'score' needs a file of losses; name it in data.quality.scores"
 
 
 def _range_checks(run: RunConfig) -> Iterator[str]:

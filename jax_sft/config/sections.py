@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 NewRowsStart = Literal["mean", "zeros", "sample"]
+# What a rule does with a conversation that it finds: nothing (and is not looked for), count it, leave it out.
+Rule = Literal["off", "note", "drop"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,56 @@ class StageConfig:
     epochs: float | None = None
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # set -> weight; empty: as data.sets says
     lr: float | None = None  # None: optim.lr; each stage has a schedule of its own, with optim.warmup_steps
-    # Easy ones first: short ones, those of few answers, or those that data.scores gives the lowest loss
+    # Easy ones first: short ones, those of few answers, or those of the lowest loss in data.quality.scores
     order: Literal["random", "length", "answers", "score"] = "random"
     start: Literal["last", "best"] = "last"  # from the last step of the stage before, or its lowest validation loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What is looked for in the conversations before they become tokens; the rules are tried in this order."""
+
+    # Rules of one conversation; by default the cheap and certain ones count what they find, and nothing is left out.
+    roles: Rule = (
+        "note"  # two user turns in a row, an answer first, a system message in the middle, no answer at the end
+    )
+    empty_answer: Rule = "note"  # nothing but space, dots or "null"
+    repeats_prompt: Rule = "note"  # the answer is the prompt, or begins with all of it
+    mojibake: Rule = "note"  # text that was decoded with a wrong encoding
+    cut_off: Rule = "off"  # the answer ends in the middle of a sentence, a code fence or JSON
+    loops: Rule = "off"  # the answer says the same over and over
+    markup: Rule = "off"  # HTML tags and entities outside code, where the prompt is not about them
+    boilerplate: Rule = "off"  # what web pages have around their text: "Click here", cookie banners, "Read more"
+    refusal: Rule = "off"  # "As an AI language model, I cannot ..."
+    wrong_language: Rule = "off"  # the answer is in another language than the prompt, which asks for none
+    language_by: Literal["script", "model"] = (
+        "script"  # model: py3langid, which also tells languages of one script apart
+    )
+    length: Rule = "note"  # outside of the bounds that follow; without one, nothing is
+    min_answer_characters: int | None = None  # of all answers of a conversation together, or of a plain text
+    max_answer_characters: int | None = None
+    max_length_deviation: float | None = None  # robust deviations of log bytes from the median of the first 2,000
+    personal_data: Literal["off", "note", "drop", "mask"] = "off"  # mask: <EMAIL>, <PHONE>, ... stand in its place
+    # Which: email, phone, us_ssn, cn_id, uk_nino, de_tax_id, fr_insee, es_dni, br_cpf, card, iban, ipv4; empty: all
+    personal_kinds: tuple[str, ...] = ()
+    words: Rule = "note"  # of the lists that follow
+    word_lists: tuple[str, ...] = ()  # text files, a word or phrase a line, # before a comment
+    score: Rule = "note"  # outside of the bounds that follow, by the file `scores`
+    scores: str | None = None  # JSON lines of id, loss, loss_without_prompt, ratio: what a model makes of the answers
+    min_ratio: float | None = None  # of the answer's loss with its prompt to that without it
+    max_ratio: float | None = None
+    max_loss: float | None = None
+    # Rules of one conversation against others: the earlier one stays.
+    leakage: Rule = "off"  # a prompt of data.validation or of a benchmark is in a conversation that is trained on
+    benchmarks: tuple[str, ...] = ()  # files of prompts that must not be trained on
+    leakage_words: int = 13  # a run of so many words in common counts (arXiv 2005.14165); shorter prompts in whole
+    leakage_characters: int = 20  # the same in Chinese, Japanese and Korean
+    leakage_share: float = 0.5  # of the runs of a prompt that must be found
+    same_content: Rule = "note"  # as an earlier conversation
+    same_id: Rule = "note"
+    same_prompt: Rule = "off"  # with another answer
+    near_duplicate: Rule = "off"  # by MinHash of shingles
+    near_duplicate_similarity: float = 0.8  # Jaccard similarity of the shingles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +134,6 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     validation_sets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # or several, by name
     holdout: float = 0.0  # share of the prompts of the training files that goes to validation, whatever else is there
-    scores: str | None = None  # JSON lines of id and loss: how hard each conversation is, for order = "score"
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "squad", "tokens", "text"
     ] = "auto"
@@ -102,7 +150,9 @@ class DataConfig:
     # For the chat template, such as {"enable_thinking": False}; a set may say otherwise, or a row: chat_template_kwargs
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
-    workers: int = 0  # processes that tokenise; 0: this one
+    quality: QualityConfig = QualityConfig()
+    # processes that tokenise; 0: this one; None: this one, and for what a large set has left, one for each core
+    workers: int | None = None
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
 
 

@@ -54,6 +54,7 @@ class Conversation:
     tokens: Tokens | None = None  # instead of messages and text
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template: enable_thinking
     loss_weight: float = 1.0  # times the weight of each trained token
+    where: str = dataclasses.field(default="", compare=False)  # it was read, whatever the row says its id is
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,8 @@ from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.formats import read_conversations
+from jax_sft.data.holdout import digest_of, noting
+from jax_sft.data.quality.screen import files_read, references_of, screened
 from jax_sft.data.source import HubSet, Part, count_rows, files_of, load_hub, opened
 from jax_sft.data.store import TokenizedSet, Writer, load
 from jax_sft.data.workers import tokenized
@@ -59,8 +61,11 @@ def tokenize(
     *,
     cache_dir: pathlib.Path | None,
     progress: bool = True,
+    references: tuple[Part, ...] = (),
 ) -> TokenizedSet:
-    """The set of all `parts`, from the cache or made now by `config.workers` processes (0: this one).
+    """The set of all `parts`, from the cache or made now, by processes as `config.workers` says.
+
+    What `config.quality` says is screened before; `references` are the sets whose prompts must not be trained on.
 
     A cached set that is damaged (`store` says what is checked) is made again, with a warning. Without `cache_dir` the
     arrays are in memory alone.
@@ -70,9 +75,9 @@ def tokenize(
     """
     if cache_dir is None:
         with _writing_to(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="jax-sft-") as scratch:
-            _build(pathlib.Path(scratch), config, parts, template, progress=progress)
+            _build(pathlib.Path(scratch), config, parts, template, references, progress=progress)
             return load(pathlib.Path(scratch), in_memory=True)
-    home = cache_dir / _key(config, parts, template, progress=progress)
+    home = cache_dir / _key(config, parts, template, references, progress=progress)
     with _writing_to(cache_dir):
         if home.exists():
             try:
@@ -84,7 +89,7 @@ def tokenize(
         try:
             scratch.mkdir(parents=True)
             _remove_abandoned(cache_dir)
-            _build(scratch, config, parts, template, progress=progress)
+            _build(scratch, config, parts, template, references, progress=progress)
             try:
                 os.rename(scratch, home)
             except OSError:
@@ -147,24 +152,33 @@ def _remove_abandoned(cache_dir: pathlib.Path) -> None:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _key(config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *, progress: bool) -> str:
+def _key(
+    config: DataConfig,
+    parts: tuple[Part, ...],
+    template: ChatTemplate,
+    references: tuple[Part, ...] = (),
+    *,
+    progress: bool,
+) -> str:
     """A hash of all that can change the set, this room's code included."""
     digest = hashlib.blake2b(digest_size=16)
 
     def feed(part: bytes) -> None:
         digest.update(len(part).to_bytes(8, "little") + part)  # with its length: "ab", "c" is not "a", "bc"
 
-    for module in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    for module in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
         feed(module.read_bytes())
     for library in ("tokenizers", "transformers", "jinja2"):
         feed(importlib.metadata.version(library).encode())
+    feed(json.dumps(dataclasses.asdict(config.quality), sort_keys=True).encode())
     feed(json.dumps({name: getattr(config, name) for name in OPTIONS}, sort_keys=True).encode())
     feed(template.fingerprint.encode())
     of_parts = [files_of(part.paths) for part in parts]
     told = [{**dataclasses.asdict(p), "paths": len(of)} for p, of in zip(parts, of_parts, strict=True)]
-    of_parts += [files_of(paths) for paths in dict.fromkeys(part.measured for part in parts)]
     feed(json.dumps(told, sort_keys=True).encode())
     places = [place for of in of_parts for place in of]
+    places += files_of([path for part in references if not part.takes_held_out for path in part.paths])
+    places += files_read(config.quality, references)
     size = sum(place.stat().st_size for place in places if isinstance(place, pathlib.Path))
     with _bar("hashing data", "B", size, progress) as bar:
         for place in places:
@@ -182,11 +196,21 @@ def _key(config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *,
 
 
 def _build(
-    folder: pathlib.Path, config: DataConfig, parts: tuple[Part, ...], template: ChatTemplate, *, progress: bool
+    folder: pathlib.Path,
+    config: DataConfig,
+    parts: tuple[Part, ...],
+    template: ChatTemplate,
+    references: tuple[Part, ...],
+    *,
+    progress: bool,
 ) -> None:
     """Tokenise everything and write the set into an empty folder, its manifest last."""
     reading, tokenising = Account(), Account()  # apart, because readers run ahead of workers by their number
-    conversations = read_conversations(config, parts, reading)
+    conversations = screened(
+        read_conversations(config, parts, reading), config.quality, reading, references_of(config, references)
+    )
+    measured = read_conversations(config, [part for part in references if not part.takes_held_out], Account())
+    conversations = noting(conversations, frozenset(map(digest_of, measured)), reading)
     paths = tuple(path for part in parts for path in part.paths)
     total = count_rows(paths, split=config.split) if progress else None
     with (

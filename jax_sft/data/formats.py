@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from jax_sft.config import DataConfig
 from jax_sft.data import rows
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
-from jax_sft.data.holdout import digest_of, is_held_out
+from jax_sft.data.holdout import is_held_out
 from jax_sft.data.messages import ROLES, Untrainable, as_text, listed, some_text, to_messages, to_tools
 from jax_sft.data.pretokenised import to_tokens
 from jax_sft.data.source import Part, Row, Tables, files_of, kind_of, read_rows, stem_of
@@ -47,15 +46,10 @@ OPTIONAL = {
 # Their columns may stand beside those of another format, which then only say what these say too.
 _TAKE_ALL = ("preference", "tokens", "squad")
 RESERVED_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")
-SAME_CONTENT = "the same content as an earlier conversation, both stay"
-SAME_ID = "the same id as an earlier conversation, both stay"
-MEASURED = "the prompt is in the validation files too, so that their loss says less of what is new"
 
 
 def read_conversations(config: DataConfig, parts: Sequence[Part], account: Account) -> Iterator[Conversation]:
-    """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`,
-    and those that repeat the content or the id of one before in `account.noted` (some 100 bytes of memory a row), as
-    those that ask what a validation file asks.
+    """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`.
 
     Raises:
         DataError: of `source`; a row that does not follow its file's format; a source with the name of another part.
@@ -68,12 +62,10 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
     trained_roles = [role.strip() for role in config.train_on.split(",")]
     nothing = f"no {' or '.join(trained_roles)} message to train on"
-    seen: set[bytes] = set()
-    measured = {paths: _prompts(config, paths) for paths in {part.measured for part in parts}}
     names = {part.name for part in parts} - {None}
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
-        for row, where in _rows(place, config):
+        for row, where in rows_at(place, config):
             if format == "auto":  # the first row
                 _check_columns(row, where, config.columns)
                 format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
@@ -93,9 +85,6 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
                 account.held_out += not part.takes_held_out
                 continue
             account.read += part.takes_held_out
-            _note_repeats(conversation, where, seen, account)
-            if measured[part.measured] and digest_of(conversation) in measured[part.measured]:
-                account.note(MEASURED, where)
             if part.name is None and conversation.source in names:
                 raise DataError(
                     f"{where}: its source {conversation.source!r} is the name of a set too, and the losses of both "
@@ -109,12 +98,8 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
 
 
-def _prompts(config: DataConfig, paths: tuple[str, ...]) -> frozenset[bytes]:
-    """What stands for the prompts of the conversations of some files."""
-    return frozenset(map(digest_of, read_conversations(config, [Part(paths)], Account())) if paths else ())
-
-
-def _rows(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
+def rows_at(place: Any, config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """The rows of one file or hub dataset as they are converted, each with its place."""
     tables = Tables(has_header=config.header, has_quotes=config.quoted)
     for row, where in read_rows([str(place)], split=config.split, tables=tables):
         yield from rows.unnested(row, where)
@@ -189,6 +174,7 @@ def to_conversation(row: Row, where: str, *, format: str, columns: Mapping[str, 
         prompt_text=prompt_text,
         tokens=tokens,
         template_args=_arguments(row.get("chat_template_kwargs"), where),
+        where=where,
     )
 
 
@@ -212,20 +198,6 @@ def _arguments(value: Any, where: str) -> Mapping[str, Any]:
 def _joined(value: Any, where: str) -> Any:
     """A text, or lines of one."""
     return "\n".join(as_text(line, where, "text") for line in value) if isinstance(value, list) else value
-
-
-def _note_repeats(conversation: Conversation, where: str, seen: set[bytes], account: Account) -> None:
-    """Count a content or an id that is in `seen`, and put both into it."""
-    turns = [(m.role, m.content, m.extra) for m in conversation.messages]
-    parts: dict[str, Any] = {
-        SAME_CONTENT: [turns, conversation.tools, conversation.prompt_text, conversation.text, conversation.tokens],
-        SAME_ID: conversation.id,  # the place of a row without one: no other row has it
-    }
-    for what, part in parts.items():
-        digest = hashlib.blake2b(json.dumps(part, default=str).encode(), digest_size=16).digest()
-        if digest in seen:
-            account.note(what, where)
-        seen.add(digest)
 
 
 def _teaches(message: Message, roles: Sequence[str]) -> bool:

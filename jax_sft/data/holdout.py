@@ -7,9 +7,11 @@ takes part: a run with another seed must not train on what this one was measured
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable, Iterator
 
-from jax_sft.data.conversation import Conversation
+from jax_sft.data.conversation import Account, Conversation
 
+MEASURED = "the prompt is in the validation files too, so that their loss says less of what is new"
 _SALT = b"jax_sft held out by prompt 1\0"  # another one would be another split of everybody's data
 _NOT_ASKED = ("system", "developer")  # the same question under two of them is one prompt
 
@@ -22,6 +24,16 @@ def is_held_out(conversation: Conversation, share: float) -> bool:
 def digest_of(conversation: Conversation) -> bytes:
     """Eight bytes that stand for its prompt."""
     return hashlib.blake2b(_SALT + prompt_of(conversation).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def noting(
+    conversations: Iterable[Conversation], measured: frozenset[bytes], account: Account
+) -> Iterator[Conversation]:
+    """All of them; those whose prompts are among the `measured` are noted."""
+    for conversation in conversations:
+        if measured and digest_of(conversation) in measured:
+            account.note(MEASURED, conversation.where or conversation.id)
+        yield conversation
 
 
 def prompt_of(conversation: Conversation) -> str:

@@ -24,6 +24,7 @@ from jax_sft.data.packing import fill_rows, pack, predict_capacity
 Order = Literal["random", "length", "answers", "score"]
 
 _MOST_PARTS = 20  # that an ordered epoch is cut into: each is packed and shuffled by itself
+_ROWS_KEPT = 1_000_000  # of plans, some 150 MB
 _ROWS_IN_PART = 64  # at least: the last row of each part is seldom full
 
 
@@ -223,7 +224,10 @@ class _Stream:
         return bisect.bisect_right(self._starts, row) - 1
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        """Rows of an epoch. Only the two plans asked for last are kept; the row counts of all are."""
+        """Rows of an epoch. The last plans are kept, two or as `_ROWS_KEPT` allows; the row counts of all are.
+
+        A run of so many epochs needs the row counts of all at its start, and then plans none of a usual set again.
+        """
         with self._lock:  # the thread that works ahead and the loop both ask, at times on two sides of an epoch's end
             plan = self._plans.pop(epoch, None)
             if plan is None:
@@ -231,7 +235,7 @@ class _Stream:
                 if epoch == len(self._starts) - 1:
                     self._starts.append(self._starts[-1] + len(plan))
             self._plans[epoch] = plan
-            while len(self._plans) > 2:
+            while len(self._plans) > 2 and sum(map(len, self._plans.values())) > _ROWS_KEPT:
                 self._plans.pop(next(iter(self._plans)))
             return plan
 

@@ -63,14 +63,11 @@ class Part:
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the chat template
     holdout: float = 0.0  # this share of its prompts is held out,
     takes_held_out: bool = False  # and they are what this part is of, or the others
-    measured: tuple[str, ...] = ()  # files whose prompts are noted where they are found here too
 
 
 def training_parts(config: DataConfig) -> tuple[Part, ...]:
     """What is trained on, without what is held out."""
-    measured = (*config.validation, *(path for paths in config.validation_sets.values() for path in paths))
-    parts = parts_of(config.sets or config.train)
-    return tuple(dataclasses.replace(part, holdout=config.holdout, measured=measured) for part in parts)
+    return tuple(dataclasses.replace(p, holdout=config.holdout) for p in parts_of(config.sets or config.train))
 
 
 def validation_parts(config: DataConfig) -> tuple[Part, ...]:
@@ -83,7 +80,7 @@ def validation_groups(config: DataConfig) -> dict[str, tuple[Part, ...]]:
     groups = {"validation": parts_of(config.validation)} if config.validation else {}
     groups |= {f"validation, {name}": (Part(paths, name),) for name, paths in config.validation_sets.items()}
     if config.holdout:
-        held_out = (dataclasses.replace(p, takes_held_out=True, measured=()) for p in training_parts(config))
+        held_out = (dataclasses.replace(part, takes_held_out=True) for part in training_parts(config))
         groups["validation, held out"] = tuple(held_out)
     return groups
 

@@ -31,6 +31,7 @@ ARRAYS = {
 }
 MANIFEST = "manifest.json"
 VERIFIED_BYTES = 256 * 2**20
+BLOCK = 2**24  # positions looked at together
 MAX_SOURCES = 256  # losses are summed for each, on the device
 
 
@@ -68,10 +69,20 @@ class TokenizedSet:
     @functools.cached_property
     def answers_N(self) -> np.ndarray:
         """How many trained stretches each sequence has: its trained answers."""
-        is_trained_M = self.weights_M > 0
-        begins_M = is_trained_M & ~np.concatenate([[False], is_trained_M[:-1]])
-        begins_M[self.offsets_N1[:-1]] = is_trained_M[self.offsets_N1[:-1]]
-        return np.add.reduceat(begins_M, self.offsets_N1[:-1], dtype=np.int32)
+        found = [np.zeros(0, np.int32)]
+        first = 0
+        while first < len(self):  # in blocks: a large set has more positions than memory has bytes
+            end = self.offsets_N1[first] + BLOCK
+            last = max(first + 1, int(np.searchsorted(self.offsets_N1, end, side="right")) - 1)
+            offsets = self.offsets_N1[first : last + 1]
+            is_trained_M = self.weights_M[offsets[0] : offsets[-1]] > 0
+            starts = offsets[:-1] - offsets[0]
+            begins_M = is_trained_M.copy()
+            begins_M[1:] &= ~is_trained_M[:-1]
+            begins_M[starts] = is_trained_M[starts]
+            found.append(np.add.reduceat(begins_M, starts, dtype=np.int32))
+            first = last
+        return np.concatenate(found)
 
     def of_source(self, name: str) -> np.ndarray:
         """Which sequences are of a source, increasing; none if there is no such source."""

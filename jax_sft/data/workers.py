@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +24,8 @@ from jax_sft.data.conversation import Account, Conversation, DataError, Sequence
 
 CHUNK = 64  # conversations a worker gets at once
 AHEAD = 4  # chunks that wait for each worker
+ALONE_SECONDS = 3.0  # of work in this process before workers are started unasked: each takes a second to start
+MOST_UNASKED = 8  # more would wait for the process that reads
 
 _mine: tuple[ChatTemplate, DataConfig]  # of a worker, set when it starts
 
@@ -32,26 +35,32 @@ def tokenized(
 ) -> Generator[tuple[list[Sequence], Account], None, None]:
     """Chunks in order, whatever the number of workers.
 
+    Where the config leaves the number open, this process begins alone, and what it has not done after `ALONE_SECONDS`
+    goes to a worker for each core: a small set never waits for workers to start.
+
     Raises:
         DataError: of `to_sequences`; a worker died.
     """
     chunks = _chunks(conversations)
-    if not config.workers:
-        for chunk in chunks:
-            yield _tokenize_chunk(chunk, template, config)
-        return
-    with workers(template, config) as pool:
+    number = _unasked() if config.workers is None else config.workers
+    begun = time.monotonic()
+    while not number or (config.workers is None and time.monotonic() - begun < ALONE_SECONDS):
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield _tokenize_chunk(chunk, template, config)
+    with workers(template, config, number) as pool:
         pending: collections.deque[concurrent.futures.Future[tuple[list[Sequence], Account]]] = collections.deque()
         try:
             for chunk in chunks:
                 pending.append(pool.submit(_work, chunk))
-                if len(pending) > AHEAD * config.workers:
+                if len(pending) > AHEAD * number:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
-                f"data.workers = {config.workers}: a worker died while it tokenised, for lack of memory perhaps; "
+                f"data.workers = {number}: a worker died while it tokenised, for lack of memory perhaps; "
                 "set a smaller number"
             ) from error
         finally:
@@ -59,13 +68,21 @@ def tokenized(
                 future.cancel()
 
 
+def _unasked() -> int:
+    """A worker for each core that this process may use; 0 where there is but one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_UNASKED) if cores > 1 else 0
+
+
 @contextlib.contextmanager
-def workers(template: ChatTemplate, config: DataConfig) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """A pool of `config.workers` processes that hold the template."""
+def workers(
+    template: ChatTemplate, config: DataConfig, number: int
+) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """A pool of `number` processes that hold the template; they start when they get work."""
     with (
         _main_hidden(),
         concurrent.futures.ProcessPoolExecutor(
-            config.workers,
+            number,
             mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the threads of jax and of tokenizers
             initializer=_start,
             initargs=(template, config),

@@ -20,8 +20,10 @@ from jax_sft.data import store
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import TokenizedSet, dump, tokenize
+from jax_sft.data.quality.duplicates import SAME_CONTENT
+from jax_sft.data.quality.screen import BOTH_STAY
 from jax_sft.data.source import parts_of
-from jax_sft.data.workers import workers
+from jax_sft.data.workers import _unasked, workers
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -265,11 +267,33 @@ def test_order_account_and_fingerprint_do_not_depend_on_the_number_of_workers(tm
     options = {"max_length": 29, "too_long": "drop"}  # some are dropped by workers, one by the reader
     alone = read(path, template, **options)
     assert sum(alone.account.dropped.values()) > 1
-    assert list(alone.account.noted.values()) == [1]
+    assert alone.account.noted[SAME_CONTENT + BOTH_STAY] == 1 and len(alone.account.noted) == 2  # and who speaks first
     together = read(path, template, workers=2, **options)
     assert contents(together) == contents(alone)
     assert together.account == alone.account
     assert together.fingerprint == alone.fingerprint
+
+
+@pytest.mark.parametrize(("seconds", "started"), [(0.0, [2]), (3600.0, [])])
+def test_workers_are_started_unasked_for_what_is_left_of_a_large_set(tmp_path, template, monkeypatch, seconds, started):
+    monkeypatch.setattr("jax_sft.data.workers.CHUNK", 16)
+    monkeypatch.setattr("jax_sft.data.workers.ALONE_SECONDS", seconds)
+    monkeypatch.setattr("jax_sft.data.workers._unasked", lambda: 2)
+    numbers = []
+    monkeypatch.setattr("jax_sft.data.workers.workers", lambda *args: numbers.append(args[2]) or workers(*args))
+    path = write(tmp_path / "set.jsonl", count=100)
+    alone = read(path, template, workers=0)
+    assert numbers == []
+    unasked = read(path, template, workers=None)
+    assert numbers == started
+    assert contents(unasked) == contents(alone)
+    assert unasked.account == alone.account
+
+
+def test_one_core_gets_no_workers_unasked_and_many_get_eight(monkeypatch):
+    for cores, number in ((1, 0), (2, 2), (64, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
+        assert _unasked() == number
 
 
 def test_a_worker_imports_no_jax_and_not_the_main_module(tmp_path, template, monkeypatch):
@@ -277,7 +301,7 @@ def test_a_worker_imports_no_jax_and_not_the_main_module(tmp_path, template, mon
     main.__file__ = str(tmp_path / "main.py")
     (tmp_path / "main.py").write_text("import wave\nraise SystemExit('the main module ran again')")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    with workers(template, DataConfig(workers=1)) as pool:
+    with workers(template, DataConfig(), 1) as pool:
         names = pool.submit(eval, "sorted(__import__('sys').modules)").result()
     assert sys.modules["__main__"] is main
     assert "jax_sft.data.chat" in names
@@ -378,7 +402,9 @@ def test_named_sets_are_read_one_after_the_other_under_their_names_and_weights(t
     assert len(set(keys)) == 3
 
 
-def test_answers_are_counted_by_their_trained_stretches(tmp_path, template):
+@pytest.mark.parametrize("block", [1, 40, 2**24])  # positions looked at together: less than a sequence, some, all
+def test_answers_are_counted_by_their_trained_stretches(tmp_path, template, monkeypatch, block):
+    monkeypatch.setattr("jax_sft.data.store.BLOCK", block)
     dataset = read(write(tmp_path / "set.jsonl"), template)
     for i in range(len(dataset)):
         is_trained_T = [False, *(dataset[i].weights_T > 0)]

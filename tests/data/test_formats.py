@@ -7,7 +7,7 @@ import pytest
 
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message, Tokens
-from jax_sft.data.formats import SAME_CONTENT, SAME_ID, Untrainable, detect, read_conversations, to_conversation
+from jax_sft.data.formats import Untrainable, detect, read_conversations, to_conversation
 from jax_sft.data.source import Part, parts_of
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -292,32 +292,6 @@ def test_the_roles_that_teach_decide_what_a_row_must_hold(tmp_path):
     kept, account = read(path, train_on="user, tool")
     assert [c.id for c in kept] == [f"{path}:1"]
     assert account.dropped == {"no user or tool message to train on": 1}
-
-
-def test_repeated_contents_and_ids_are_counted_and_stay(tmp_path):
-    called = {"role": "assistant", "content": "", "tool_calls": CALL}
-    rows = [
-        {"messages": [U, A], "id": "x"},
-        {"messages": [U, called], "id": "x"},  # the id alone
-        {"messages": [U, {**A, "weight": 0.5}]},  # the content of 1
-        {"messages": [U, {**A, "content": "b"}]},
-        {"messages": [A, U]},
-        {"messages": [U, A], "tools": CALL},
-        {"messages": [U, {**called, "tool_calls": json.dumps(CALL)}], "id": "x"},  # content and id of 2
-    ]
-    path, other = write(tmp_path, rows), write(tmp_path, rows[3:4], "two.jsonl")
-    account = Account()
-    assert len(list(read_conversations(DataConfig(), parts_of((path, other)), account))) == account.read == 8
-    assert account.noted == {SAME_CONTENT: 3, SAME_ID: 2}
-    assert account.examples == {
-        SAME_CONTENT: [f"{path}:3", f"{path}:7", f"{other}:1"],
-        SAME_ID: [f"{path}:2", f"{path}:7"],
-    }
-
-
-def test_repeated_texts_are_counted_with_their_prompts(tmp_path):
-    rows = [{"prompt": p, "completion": c} for p, c in [("a", "b"), ("a", "c"), ("", "ab"), ("a", "b")]]
-    assert read(write(tmp_path, rows))[1].noted == {SAME_CONTENT: 1}
 
 
 def test_each_file_has_one_format_and_its_own_source(tmp_path):

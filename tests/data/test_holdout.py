@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from jax_sft.config import DataConfig, SetConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message, Tokens
-from jax_sft.data.formats import MEASURED, read_conversations
-from jax_sft.data.holdout import is_held_out, prompt_of
+from jax_sft.data.formats import read_conversations
+from jax_sft.data.holdout import MEASURED, digest_of, is_held_out, noting, prompt_of
 from jax_sft.data.source import training_parts, validation_parts
 
 
@@ -115,18 +115,12 @@ def test_conversations_that_begin_with_an_answer_or_ask_nothing_are_not_one_prom
     assert said(("assistant", "a")) != said(("assistant", "b"))
 
 
-def test_a_prompt_that_is_in_the_validation_files_too_is_noted(tmp_path):
-    rows = [row(p, "an answer") for p in ("one", "two ", "three", "four")]
-    config = DataConfig(
-        train=(write(tmp_path / "a.jsonl", rows),),
-        validation=(write(tmp_path / "own.jsonl", [row("two", "another")]),),
-        validation_sets={"law": (write(tmp_path / "law.jsonl", [row("four", "x"), row("five", "y")]),)},
-    )
-    trained, measured, of_training, of_validation = split(config)
-    assert trained == ["one", "two ", "three", "four"] and measured == ["two", "four", "five"]
-    assert of_training.noted == {MEASURED: 2}
-    assert [place.rpartition(":")[2] for place in of_training.examples[MEASURED]] == ["2", "4"]
-    assert of_validation.noted == {}
+def test_a_prompt_that_is_measured_too_is_noted_and_stays():
+    account = Account()
+    measured = frozenset(map(digest_of, (asked("two", "another answer"), asked("four"), asked("five"))))
+    conversations = [asked(prompt, "an answer") for prompt in ("one", "two ", "three", "four")]
+    assert list(noting(conversations, measured, account)) == conversations
+    assert account.noted == {MEASURED: 2}
 
 
 def test_validation_files_whose_source_is_the_name_of_a_set_are_told(tmp_path):

@@ -293,6 +293,7 @@ def count_plans(monkeypatch):
 
 def test_asking_on_both_sides_of_the_end_of_an_epoch_plans_nothing_again(monkeypatch):
     # The thread ahead is in the next epoch while the loop still asks for lengths in the last one.
+    monkeypatch.setattr(loader_module, "_ROWS_KEPT", 0)  # two plans are kept all the same
     loader = make_loader(make_set(80), epochs=3)
     boundary = loader.rows_per_epoch() // 8
     for step in (0, boundary + 1):
@@ -304,13 +305,21 @@ def test_asking_on_both_sides_of_the_end_of_an_epoch_plans_nothing_again(monkeyp
     assert not calls
 
 
-def test_a_run_plans_each_epoch_at_most_twice(monkeypatch):
+@pytest.mark.parametrize(("rows_kept", "most_plans"), [(0, 12), (1_000_000, 6)])
+def test_a_run_plans_each_epoch_once_or_where_plans_are_large_twice(monkeypatch, rows_kept, most_plans):
+    monkeypatch.setattr(loader_module, "_ROWS_KEPT", rows_kept)
     calls = count_plans(monkeypatch)
     loader = make_loader(make_set(80), epochs=6)
     for step, _ in loader.prefetch(0, loader.total_steps):
         loader.lengths(step)
         loader.epoch_of(step)
-    assert len(calls) <= 12
+    assert len(calls) <= most_plans
+
+
+def test_of_large_plans_two_are_kept(monkeypatch):
+    monkeypatch.setattr(loader_module, "_ROWS_KEPT", 0)
+    loader = make_loader(make_set(80), epochs=6)
+    assert list(loader._streams[0]._plans) == [4, 5]
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
