@@ -213,15 +213,18 @@ def test_leaks_of_validation_and_benchmarks_name_the_prompt(tmp_path):
     of_benchmark = "小明在市场买了十二个苹果又送给邻居五个请问还剩下多少个苹果呢"
     benchmark = write(tmp_path, [{"question": of_benchmark, "answer": "7"}], "benchmark.jsonl")
     config = DataConfig(quality=only(leakage="drop", benchmarks=(benchmark,)))
-    references = list(references_of(config, (validation,)))
+    references = list(references_of(config, parts_of((validation,))))
     rows = [talk(f"Please solve: {asked.upper()}!", "b"), talk("q", f"好的。{of_benchmark}"), talk(SAID, "c")]
     kept, account = screen(config.quality, *rows, references=references)
     assert [c.messages[0].content for c in kept] == [SAID]
     reason = "leakage: a prompt of the validation set or of a benchmark"
     assert account.dropped == {reason: 2}
     assert [e.split(": ")[0] for e in account.excerpts[reason]] == [f"of {validation}:1", f"of {benchmark}:1"]
-    assert {p.name for p in files_read(config.quality, (validation,))} == {"validation.jsonl", "benchmark.jsonl"}
-    assert not files_read(only(benchmarks=(benchmark,)), (validation,))
+    assert {p.name for p in files_read(config.quality, parts_of((validation,)))} == {
+        "validation.jsonl",
+        "benchmark.jsonl",
+    }
+    assert not files_read(only(benchmarks=(benchmark,)), parts_of((validation,)))
 
 
 def test_a_form_that_many_prompts_share_is_no_leak():
