@@ -306,7 +306,7 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.score:
         return _score(options, run)
     from jax_sft.data.dataset import check_context, dump, tokenize
-    from jax_sft.data.source import training_parts, validation_parts
+    from jax_sft.data.source import training_parts, validation_groups, validation_parts
     from jax_sft.parameters import load_base
     from jax_sft.report.card import make_card, markdown
     from jax_sft.report.page import View, html_page
@@ -316,14 +316,12 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
-    parts = {"train": training_parts(run.data), "validation": validation_parts(run.data)}
+    parts = {"train": training_parts(run.data), **validation_groups(run.data)}
     views: dict[str, View] = {}
     for name, of in parts.items():
-        if not of:
-            continue
-        references = parts["validation"] if name == "train" else ()
+        references = validation_parts(run.data) if name == "train" else ()
         dataset = tokenize(run.data, of, base.template, cache_dir=cache, references=references)
-        check_context(dataset, base.config.max_positions, name=f"data.{name}")
+        check_context(dataset, base.config.max_positions, name=f"data.{name.partition(',')[0]}")
         loader = epoch_loader(run, dataset, is_mixed=name == "train")
         views[name] = View(dataset, loader, summarize(dataset, loader, base.tokenizer))
         print(terminal_report(views[name].summary, title=name))

@@ -4,6 +4,7 @@ In: a RunConfig and the model's chat template. Out: tokenised sets and loaders, 
 """
 
 import dataclasses
+import hashlib
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -17,11 +18,20 @@ from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader, Stage
 from jax_sft.data.mixture import Mixture, mixture
+from jax_sft.data.order import scores_of
 from jax_sft.data.source import training_parts, validation_parts
 from jax_sft.hf.load import Pretrained
 from jax_sft.hf.stored import weights_hash
 
 _log = logging.getLogger(__name__)
+
+_ORDERS = {
+    "random": "in random order",
+    "length": "short ones first",
+    "answers": "those of few answers first",
+    "score": "those of low loss first, as data.quality.scores says",
+}
+_STARTS = {"last": "from the last step", "best": "from the step of the lowest validation loss"}
 
 
 def load_sets(
@@ -42,13 +52,30 @@ def load_sets(
             for line in found.account.lines():
                 _log.info("%s: %s", name, line)
         sets.append(found)
+    _check_measured(config, *sets)
+    return sets[0], sets[1]
+
+
+def _check_measured(config: RunConfig, train_set: TokenizedSet, validation_set: TokenizedSet | None) -> None:
+    """Raises DataError where a part of the validation that the config asks for is not there."""
+    if config.data.holdout and not train_set.account.held_out:
+        raise DataError(
+            f"data.holdout = {config.data.holdout} holds out none of the {train_set.account.read} conversations; raise "
+            "it, or leave it out"
+        )
+    sources = validation_set.sources if validation_set else ()
+    for name in config.data.validation_sets:
+        if name not in sources:
+            raise DataError(
+                f"data.validation_sets.{name}: none of its conversations is left to measure (see the account of the "
+                "validation above); mend it or take it out"
+            )
     best = config.evaluate.best
-    if best is not None and best not in sets[1].sources:
+    if best is not None and best not in sources:
         raise DataError(
             f"evaluate.best = {best!r}: none of its conversations is held out; raise data.holdout, or name another of "
-            + ", ".join(sets[1].sources)
+            + ", ".join(sources)
         )
-    return sets[0], sets[1]
 
 
 def measured_by(config: RunConfig, validation_set: TokenizedSet | None) -> str | None:
@@ -95,14 +122,16 @@ def _stages_of(config: RunConfig, train_set: TokenizedSet) -> list[Stage]:
     if not config.stages:
         drawn = _mixture_of(config, train_set, {})
         return [Stage(epochs=config.train.epochs, steps=config.train.steps, mixture=drawn)]
+    drawn = [_mixture_of(config, train_set, stage.weights) for stage in config.stages]
+    scores_N = None
+    if _is_scored(config):
+        everything = np.arange(len(train_set))
+        scored = [of for stage, of in zip(config.stages, drawn, strict=True) if stage.order == "score"]
+        asked = np.unique(np.concatenate([everything if of is None else of.members() for of in scored]))
+        scores_N = scores_of(train_set, asked, config.data.quality)
     return [
-        Stage(
-            epochs=stage.epochs,
-            steps=stage.steps,
-            mixture=_mixture_of(config, train_set, stage.weights),
-            order=stage.order,
-        )
-        for stage in config.stages
+        Stage(epochs=stage.epochs, steps=stage.steps, mixture=of, order=stage.order, scores_N=scores_N)
+        for stage, of in zip(config.stages, drawn, strict=True)
     ]
 
 
@@ -113,6 +142,21 @@ def _mixture_of(config: RunConfig, train_set: TokenizedSet, weights: Mapping[str
         return None
     members = {name: train_set.of_source(name) for name in sets}
     return mixture(sets, members, seed=config.seed, temperature=config.data.temperature, weights=weights)
+
+
+def stage_line(config: RunConfig, loader: Loader, number: int) -> str:
+    """What a stage is: its steps, what it draws, in which order, its learning rate, what it starts from."""
+    stage = config.stages[number]
+    first, last = loader.stage_ends[number - 1] if number else 0, loader.stage_ends[number]
+    said = [f"steps {first + 1:,} to {last:,}"]
+    said += [f"weights {', '.join(f'{name} {weight:g}' for name, weight in stage.weights.items())}"] * bool(
+        stage.weights
+    )
+    said += [_ORDERS[stage.order]]
+    said += [f"learning rate {config.optim.lr if stage.lr is None else stage.lr:g}"]
+    said += [_STARTS[stage.start]] * bool(number)
+    name = f" ({stage.name})" if stage.name else ""
+    return f"stage {number + 1} of {len(config.stages)}{name} begins: " + "; ".join(said)
 
 
 def rates(config: RunConfig, loader: Loader) -> list[tuple[int, float | None]]:
@@ -135,6 +179,7 @@ def validation_loader(config: RunConfig, validation_set: TokenizedSet, sources: 
 
 def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
     """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
+    scores = config.data.quality.scores
     # What the data's hash is made of is said beside it, so that a difference has a name.
     options = {f"data.{name}": getattr(config.data, name) for name in OPTIONS}
     return options | {
@@ -147,6 +192,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),
+        **({"data.quality.scores": _hash_of(scores)} if scores and _is_scored(config) else {}),
         **({"data.quality": dataclasses.asdict(config.data.quality)} if config.data.quality != QualityConfig() else {}),
         **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
         **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
@@ -157,6 +203,14 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         "train.steps": config.train.steps,
         **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
     }
+
+
+def _is_scored(config: RunConfig) -> bool:
+    return any(stage.order == "score" for stage in config.stages)
+
+
+def _hash_of(path: str) -> str:
+    return hashlib.blake2b(pathlib.Path(path).expanduser().read_bytes(), digest_size=16).hexdigest()
 
 
 def _drawn(part: SetConfig) -> dict[str, Any]:

@@ -43,7 +43,15 @@ from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
 from jax_sft.parameters import Parameters, joined, load_base, parameters
-from jax_sft.run_data import load_sets, measured_by, rates, resume_fingerprint, training_loader, validation_loader
+from jax_sft.run_data import (
+    load_sets,
+    measured_by,
+    rates,
+    resume_fingerprint,
+    stage_line,
+    training_loader,
+    validation_loader,
+)
 from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
@@ -421,13 +429,11 @@ def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> T
 
     From the best weights so far the optimizer starts anew: its moments are those of other weights.
     """
-    stages = run.config.stages
-    if done not in run.loader.stage_ends[:-1]:
+    if not run.config.stages or done not in (0, *run.loader.stage_ends[:-1]):
         return state
     number = run.loader.stage_of(done)
-    stage = stages[number]
-    _log.info("step %d: stage %d of %d begins%s", done, number, len(stages), f", {stage.name}" if stage.name else "")
-    if stage.start == "last":
+    _log.info(stage_line(run.config, run.loader, number))
+    if run.config.stages[number].start == "last":
         return state
     run.checkpoints.wait()
     params, loss = state.params, progress.after_loss if progress.after_step == done else None

@@ -378,6 +378,32 @@ def test_a_workdir_on_a_full_disk_is_named(place, tmp_path, capsys, monkeypatch)
     assert said.startswith(f"jax-sft: {tmp_path / 'w'}: the disk is full")
 
 
+def test_data_shows_each_validation_set_by_itself_and_what_is_held_out(place, capsys, tmp_path):
+    files = {
+        name: write_conversations(tmp_path / f"{name}.jsonl", n, offset=500) for name, n in (("law", 7), ("own", 5))
+    }
+    config = (
+        (place / "c.py")
+        .read_text()
+        .replace(
+            "    return config",
+            f"    config.data.holdout = 0.3\n    config.data.validation = ({str(files['own'])!r},)\n"
+            f"    config.data.validation_sets = {{'law': ({str(files['law'])!r},)}}\n    return config",
+        )
+    )
+    (place / "several.py").write_text(config)
+    assert cli.main(["data", "--config", str(place / "several.py"), "--show", "0"]) == 0
+    out = capsys.readouterr().out
+    told = dict(re.findall(r"── (train|validation[^─]*?) ─+\n(read \d+, kept \d+, dropped 0[^;\n]*)", out))
+    count = int(re.fullmatch(r"read (\d+), kept .*", told.pop("validation, held out"))[1])
+    assert 0 < count < 60
+    assert told == {
+        "train": f"read 60, kept {60 - count}, dropped 0, held out {count} ({count / 60:.1%})",
+        "validation": "read 5, kept 5, dropped 0",
+        "validation, law": "read 7, kept 7, dropped 0",
+    }
+
+
 def test_broken_data_names_file_and_line(place, capsys, tmp_path):
     file = write_conversations(tmp_path / "bad.jsonl", 3)
     with file.open("a") as out:

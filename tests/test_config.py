@@ -441,6 +441,10 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             {"data": {"sets": {"a": {"paths": ("a",), "template_args": {"day": 1j}}}}},
             "data.sets.a.template_args.day = 1j is nothing that JSON can hold; write it as a text, a number or",
         ),
+        (
+            {"train": {}, "stages": [{"steps": 3, "order": "score"}]},
+            "stages.0.order = 'score' needs a file of losses; name it in data.quality.scores",
+        ),
         ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
         ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),
         ({"train": {}, "stages": [{}]}, "stages.0.steps and stages.0.epochs: neither is set"),

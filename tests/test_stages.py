@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, default, from_config_dict
 from jax_sft.signals import Signals
+from jax_sft.step_log import StepLog
 from jax_sft.train_loop import train
 from tests.tiny import run_config, write_conversations
 
@@ -109,6 +110,58 @@ def test_a_run_stopped_after_every_step_ends_bit_for_bit_the_same(folder, whole,
     assert left.keys() == right.keys()
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])  # before the end of the stage is saved, after it, and into the next stage
+def test_a_run_killed_at_the_end_of_a_stage_ends_bit_for_bit_the_same(folder, whole, monkeypatch, step):
+    workdir = folder / f"killed {step}"
+    pend = StepLog.pend
+
+    def killed(self, at, measured):
+        if at == step:
+            raise RuntimeError("killed")
+        pend(self, at, measured)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "pend", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(staged(folder), workdir, command="test")
+    outcome = train(staged(folder), workdir, command="test")
+    assert outcome.finished and outcome.step == 6
+    left, right = (load_file(w / "export" / "model.safetensors") for w in (workdir, whole))
+    for name in right:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_each_stage_says_what_it_is_as_it_begins(folder, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="jax_sft"):
+        train(staged(folder), tmp_path, command="test")
+    assert [r.getMessage() for r in caplog.records if "begins" in r.getMessage()] == [
+        "stage 1 of 3 (short ones) begins: steps 1 to 2; weights few 3, many 1; short ones first; learning rate 0.01",
+        "stage 2 of 3 (too fast) begins: steps 3 to 4; in random order; learning rate 3; from the last step",
+        "stage 3 of 3 (on from the best) begins: steps 5 to 6; in random order; learning rate 0.01; from the step of "
+        "the lowest validation loss",
+    ]
+
+
+def test_a_stage_in_the_order_of_scores_needs_those_it_draws_and_is_resumed_by_the_same_alone(folder, tmp_path):
+    scores = tmp_path / "scores.jsonl"
+    stages = {"steps": 2, "order": "score", "weights": {"few": 1.0}}, {"steps": 1}
+
+    def run() -> None:
+        train(
+            staged(folder, stages=stages, data={"quality": {"scores": str(scores)}}), tmp_path / "run", command="test"
+        )
+
+    lines = [json.dumps({"id": f"c{i}", "loss": 300 - i}) for i in range(200, 210)]
+    scores.write_text("\n".join(lines[1:]))
+    with pytest.raises(ValueError, match=r"no loss for 1 of the 10 sequences .* \(first: c200\); score the files"):
+        run()
+    scores.write_text("\n".join(lines))
+    run()
+    scores.write_text("\n".join(reversed(lines)))
+    with pytest.raises(ValueError, match=r"cannot go on with another configuration(.|\n)*  data\.quality\.scores: "):
+        run()
 
 
 def test_other_stages_or_weights_are_no_resume(folder, whole):

@@ -8,7 +8,7 @@ import pytest
 
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, default, from_config_dict
-from jax_sft.data.holdout import is_held_out
+from jax_sft.data.holdout import MEASURED, is_held_out
 from jax_sft.data.source import training_parts, validation_parts
 from jax_sft.run_data import load_sets
 from jax_sft.train_loop import train
@@ -89,6 +89,43 @@ def test_a_share_that_holds_out_nothing_is_told(folder, tmp_path):
     config = measured(folder, validation=(), holdout=1e-9)
     with pytest.raises(ValueError, match=r"data\.holdout = 1e-09 holds out none of these conversations; raise it, or"):
         load_sets(config, template_of(folder), tmp_path, max_positions=512)
+
+
+def test_a_share_that_holds_out_nothing_beside_validation_files_is_told(folder, tmp_path):
+    config = measured(folder, holdout=1e-9)
+    with pytest.raises(ValueError, match=r"data\.holdout = 1e-09 holds out none of the 60 conversations; raise it, or"):
+        load_sets(config, template_of(folder), tmp_path, max_positions=512)
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_told(folder, tmp_path):
+    held_out = next(i for i in range(900, 999) if is_held_out(asked(f"count to {i}"), 0.5))
+    place = write_conversations(tmp_path / "one.jsonl", 1, offset=held_out)
+    config = measured(folder, train=(str(place),), holdout=0.5)
+    with pytest.raises(
+        ValueError, match=r"one\.jsonl: nothing is left to train on; data\.holdout = 0\.5 holds out 1 of 1"
+    ):
+        load_sets(config, template_of(folder), tmp_path, max_positions=512)
+
+
+def test_a_named_set_of_which_nothing_is_left_is_told(folder, tmp_path):
+    place = tmp_path / "empty.jsonl"
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "na " * 900}]
+    place.write_text(json.dumps({"messages": turns}))
+    config = measured(folder, validation_sets={"law": (str(place),)})
+    with pytest.raises(ValueError, match=r"data\.validation_sets\.law: none of its conversations is left to measure"):
+        load_sets(config, template_of(folder), tmp_path, max_positions=512)
+
+
+def test_other_validation_files_are_another_account_of_the_same_training_set(folder, tmp_path):
+    beside = tmp_path / "beside.jsonl"  # another content under the same name is another key of the cache
+    found = []
+    for offset in (300, 0):
+        write_conversations(beside, 60, offset=offset)
+        config = measured(folder, validation=(str(beside),))
+        found.append(load_sets(config, template_of(folder), tmp_path, max_positions=512)[0])
+    first, second = found
+    assert first.fingerprint == second.fingerprint
+    assert (first.account.noted.get(MEASURED), second.account.noted.get(MEASURED)) == (None, 60)
 
 
 def test_a_set_of_which_nothing_is_held_out_cannot_choose_the_best(folder, tmp_path):

@@ -93,7 +93,7 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
     if not run.data.train and not run.data.sets:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
     yield from _mixture_checks(run)
-    yield from _quality_checks(run.data.quality)
+    yield from _quality_checks(run.data.quality, orders=any(stage.order == "score" for stage in run.stages))
     for role in run.data.train_on.split(","):
         if role.strip() not in _ROLES:
             hint = did_you_mean(role.strip(), _ROLES)
@@ -148,8 +148,8 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
         yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
 
 
-def _quality_checks(quality: QualityConfig) -> Iterator[str]:
-    """Rules that need a library, a file or a bound."""
+def _quality_checks(quality: QualityConfig, *, orders: bool) -> Iterator[str]:
+    """Rules that need a library, a file or a bound; `orders` says whether a stage goes by the scores."""
     if quality.near_duplicate != "off" and importlib.util.find_spec("datasketch") is None:
         yield "data.quality.near_duplicate needs datasketch, which is not installed; pip install 'jax-sft[quality]'"
     needs_model = quality.wrong_language != "off" and quality.language_by == "model"
@@ -167,8 +167,11 @@ def _quality_checks(quality: QualityConfig) -> Iterator[str]:
     bounds = [name for name in ("min_ratio", "max_ratio", "max_loss") if getattr(quality, name) is not None]
     if bounds and quality.scores is None:
         yield f"data.quality.{bounds[0]} judges data.quality.scores, which is not set; name the file, or leave it out"
-    if quality.scores is not None and not bounds:
-        yield "data.quality.scores is set, but no bound; set data.quality.min_ratio, max_ratio or max_loss"
+    if quality.scores is not None and not bounds and not orders:
+        yield (
+            "data.quality.scores is set, but no bound; set data.quality.min_ratio, max_ratio or max_loss, or "
+            "order = 'score' of a stage"
+        )
     if quality.benchmarks and quality.leakage == "off":
         yield "data.quality.benchmarks is set, but data.quality.leakage = 'off'; set it to 'note' or 'drop'"
     for low, high in (("min_ratio", "max_ratio"), ("min_answer_characters", "max_answer_characters")):
@@ -213,6 +216,9 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
             yield "stages.0.start = 'best': there is no stage before it; leave it out"
         if stage.start == "best" and not _is_measured(run):
             yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation or data.holdout"
+    ordered = [i for i, stage in enumerate(run.stages) if stage.order == "score"]
+    if ordered and run.data.quality.scores is None:
+        yield f"stages.{ordered[0]}.order = 'score' needs a file of losses; name it in data.quality.scores"
 
 
 def _range_checks(run: RunConfig) -> Iterator[str]:

@@ -72,7 +72,8 @@ class StageConfig:
     epochs: float | None = None
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # set -> weight; empty: as data.sets says
     lr: float | None = None  # None: optim.lr; each stage has a schedule of its own, with optim.warmup_steps
-    order: Literal["random", "length", "answers"] = "random"  # short ones first, or those of few answers
+    # Easy ones first: short ones, those of few answers, or those of the lowest loss in data.quality.scores
+    order: Literal["random", "length", "answers", "score"] = "random"
     start: Literal["last", "best"] = "last"  # from the last step of the stage before, or its lowest validation loss
 
 

@@ -136,7 +136,7 @@ class Account:
         """The account as text for the terminal: one line, and one more for each thing that one may have to look at."""
         methods = ", ".join(f"{m} ({n})" for m, n in self.method.items())
         out = [f"read {self.read}, kept {self.kept}, dropped {sum(self.dropped.values())}"]
-        out[0] += f", held out {self.held_out}" if self.held_out else ""
+        out[0] += f", held out {self.held_out} ({self.held_out / self.read:.1%})" if self.held_out else ""
         out[0] += f"; trained spans found by {methods}" if methods else ""
         for kind, counts in (("dropped", self.dropped), ("altered", self.altered), ("noted", self.noted)):
             for what, count in sorted(counts.items(), key=lambda item: -item[1]):

@@ -26,6 +26,7 @@ from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.formats import read_conversations
+from jax_sft.data.holdout import digest_of, noting
 from jax_sft.data.quality.screen import files_read, references_of, screened
 from jax_sft.data.source import HubSet, Part, count_rows, files_of, load_hub, opened
 from jax_sft.data.store import TokenizedSet, Writer, load
@@ -176,6 +177,7 @@ def _key(
     told = [{**dataclasses.asdict(p), "paths": len(of)} for p, of in zip(parts, of_parts, strict=True)]
     feed(json.dumps(told, sort_keys=True).encode())
     places = [place for of in of_parts for place in of]
+    places += files_of([path for part in references if not part.takes_held_out for path in part.paths])
     places += files_read(config.quality, references)
     size = sum(place.stat().st_size for place in places if isinstance(place, pathlib.Path))
     with _bar("hashing data", "B", size, progress) as bar:
@@ -207,6 +209,8 @@ def _build(
     conversations = screened(
         read_conversations(config, parts, reading), config.quality, reading, references_of(config, references)
     )
+    measured = read_conversations(config, [part for part in references if not part.takes_held_out], Account())
+    conversations = noting(conversations, frozenset(map(digest_of, measured)), reading)
     paths = tuple(path for part in parts for path in part.paths)
     total = count_rows(paths, split=config.split) if progress else None
     with (
@@ -227,6 +231,12 @@ def _build(
 
 def _nothing(parts: tuple[Part, ...], account: Account) -> str:
     named = ", ".join(dict.fromkeys(path for part in parts for path in part.paths))
+    if account.held_out and account.held_out + sum(account.dropped.values()) == account.read:
+        dropped = f", {account.read - account.held_out} dropped" if account.dropped else ""
+        return (
+            f"{named}: nothing is left to train on; data.holdout = {parts[0].holdout} holds out {account.held_out} of "
+            f"{account.read} conversations{dropped}; lower it, or add conversations with other prompts"
+        )
     if not account.read and all(part.takes_held_out for part in parts):
         return (
             f"{named}: data.holdout = {parts[0].holdout} holds out none of these conversations; raise it, or name "

@@ -51,7 +51,7 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
     """Conversations of all `parts` in order. Rows are counted in `account.read`, those left out in `account.dropped`.
 
     Raises:
-        DataError: of `source`, or a row that does not follow its file's format.
+        DataError: of `source`; a row that does not follow its file's format; a source with the name of another part.
     """
     fields = _fields_of(config.format)
     for field in config.columns:
@@ -61,6 +61,7 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
     trained_roles = [role.strip() for role in config.train_on.split(",")]
     nothing = f"no {' or '.join(trained_roles)} message to train on"
+    names = {part.name for part in parts} - {None}
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
         for row, where in rows_at(place, config):
@@ -83,6 +84,11 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
                 account.held_out += not part.takes_held_out
                 continue
             account.read += part.takes_held_out
+            if part.name is None and conversation.source in names:
+                raise DataError(
+                    f"{where}: its source {conversation.source!r} is the name of a set too, and the losses of both "
+                    "would be one; call the set otherwise, or put these files into a set of data.validation_sets"
+                )
             yield dataclasses.replace(
                 conversation,
                 source=conversation.source if part.name is None else part.name,

@@ -21,7 +21,7 @@ from jax_sft.data.dataset import TokenizedSet
 from jax_sft.data.mixture import Mixture, everything
 from jax_sft.data.packing import fill_rows, pack, predict_capacity
 
-Order = Literal["random", "length", "answers"]
+Order = Literal["random", "length", "answers", "score"]
 
 _MOST_PARTS = 20  # that an ordered epoch is cut into: each is packed and shuffled by itself
 _ROWS_KEPT = 1_000_000  # of plans, some 150 MB
@@ -36,6 +36,7 @@ class Stage:
     steps: int | None = None
     mixture: Mixture | None = None  # None: everything once in an epoch
     order: Order = "random"
+    scores_N: np.ndarray | None = None  # of the order "score": low before high
 
 
 class Loader:
@@ -175,6 +176,7 @@ class _Stream:
         self._number = number
         self._seed = seed
         self._order = stage.order
+        self._scores_N = stage.scores_N
         self.mixture = stage.mixture or everything(len(loader.dataset), seed=seed)
         self._lock = threading.Lock()
         self._plans: dict[int, list[np.ndarray]] = {}
@@ -250,9 +252,16 @@ class _Stream:
         chosen = self.mixture.epoch(epoch)
         if self._order == "random":
             return self._rows(chosen, None if of_epoch is None else int(of_epoch.generate_state(1)[0]))
-        parts = _in_parts(chosen, self._loader.dataset, self._order, max_length=self._loader.max_length)
+        parts = _in_parts(chosen, self._loader.dataset, self._difficulty_N(), max_length=self._loader.max_length)
         seeds = [None] * len(parts) if of_epoch is None else of_epoch.generate_state(len(parts)).tolist()
         return [row for part, seed in zip(parts, seeds, strict=True) for row in self._rows(part, seed)]
+
+    def _difficulty_N(self) -> np.ndarray:
+        dataset = self._loader.dataset
+        if self._order == "score":
+            assert self._scores_N is not None, "the order 'score' comes with scores"
+            return self._scores_N
+        return dataset.lengths_N if self._order == "length" else dataset.answers_N
 
     def _rows(self, chosen: np.ndarray, seed: int | None) -> list[np.ndarray]:
         """The sequences `chosen` in rows, shuffled by the seed."""
@@ -270,10 +279,11 @@ class _Stream:
         return [chosen[row] for row in rows]
 
 
-def _in_parts(chosen: np.ndarray, dataset: TokenizedSet, order: str, *, max_length: int) -> list[np.ndarray]:
+def _in_parts(
+    chosen: np.ndarray, dataset: TokenizedSet, difficulty_N: np.ndarray, *, max_length: int
+) -> list[np.ndarray]:
     """Easy before hard, in parts that are packed and shuffled apart: a row holds sequences of like difficulty."""
     lengths = dataset.lengths_N[chosen]
-    difficulty = lengths if order == "length" else dataset.answers_N[chosen]
     rows = int(lengths.sum()) / max_length
     parts = int(np.clip(rows / _ROWS_IN_PART, 1, _MOST_PARTS))
-    return np.array_split(chosen[np.lexsort((lengths, difficulty))], parts)
+    return np.array_split(chosen[np.lexsort((lengths, difficulty_N[chosen]))], parts)

@@ -38,6 +38,10 @@ class Mixture:
         """Sequences of an epoch, set after set, increasing in each; a small set may give the same one twice."""
         return np.concatenate([self._drawn(share, number) for share in self.shares])
 
+    def members(self) -> np.ndarray:
+        """All sequences that some epoch draws, in no order."""
+        return np.concatenate([share.members for share in self.shares])
+
     def lines(self) -> list[str]:
         """What an epoch draws of each set, for the log; nothing where it draws everything there is, once."""
         total = sum(share.per_epoch for share in self.shares)

@@ -72,11 +72,17 @@ def training_parts(config: DataConfig) -> tuple[Part, ...]:
 
 def validation_parts(config: DataConfig) -> tuple[Part, ...]:
     """What is measured: files of their own, sets by name, and what is held out of the training files."""
-    parts = parts_of(config.validation) if config.validation else ()
-    parts += tuple(Part(paths, name) for name, paths in config.validation_sets.items())
+    return tuple(part for parts in validation_groups(config).values() for part in parts)
+
+
+def validation_groups(config: DataConfig) -> dict[str, tuple[Part, ...]]:
+    """The same, by what they are called where each is told by itself."""
+    groups = {"validation": parts_of(config.validation)} if config.validation else {}
+    groups |= {f"validation, {name}": (Part(paths, name),) for name, paths in config.validation_sets.items()}
     if config.holdout:
-        parts += tuple(dataclasses.replace(part, takes_held_out=True) for part in training_parts(config))
-    return parts
+        held_out = (dataclasses.replace(part, takes_held_out=True) for part in training_parts(config))
+        groups["validation, held out"] = tuple(held_out)
+    return groups
 
 
 def parts_of(what: Sequence[str] | Mapping[str, SetConfig]) -> tuple[Part, ...]:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_sft.config import DataConfig, SetConfig
-from jax_sft.data.conversation import Account, Conversation, Message, Tokens
+from jax_sft.data.conversation import Account, Conversation, DataError, Message, Tokens
 from jax_sft.data.formats import read_conversations
-from jax_sft.data.holdout import is_held_out, prompt_of
+from jax_sft.data.holdout import MEASURED, digest_of, is_held_out, noting, prompt_of
 from jax_sft.data.source import training_parts, validation_parts
 
 
@@ -67,7 +67,7 @@ def test_counts_add_up_and_a_broken_row_is_counted_once(tmp_path):
     assert sum(of_training.dropped.values()) == 2
     assert (of_validation.read, of_validation.dropped) == (len(held_out), {})
     assert 0 < of_training.held_out < 60
-    assert f"held out {len(held_out)}" in of_training.lines()[0]
+    assert f"held out {len(held_out)} ({len(held_out) / 102:.1%})" in of_training.lines()[0]
 
 
 def test_about_the_share_is_held_out_and_a_larger_one_holds_out_more_of_the_same():
@@ -101,6 +101,35 @@ def test_a_prompt_is_what_was_asked_before_the_first_answer():
     assert prompt_of(Conversation((), "s", "id", text="t")) == "t"
     assert prompt_of(Conversation((), "s", "id", tokens=Tokens((5, 6, 7), (0, 0, 1)))) == "5 6"
     assert prompt_of(Conversation((), "s", "id", tokens=Tokens((5, 6), (1, 1)))) == "5 6"
+
+
+def test_conversations_that_begin_with_an_answer_or_ask_nothing_are_not_one_prompt():
+    def said(*turns: tuple[str, str]) -> str:
+        return prompt_of(Conversation(tuple(Message(role, text) for role, text in turns), "s", "id"))
+
+    greeted = said(("system", "x"), ("assistant", "Hello!"), ("user", "Who?"), ("assistant", "I."), ("user", "And?"))
+    assert greeted == said(("user", "Who?"), ("assistant", "Me."))
+    assert said(("system", "Write a poem."), ("assistant", "a")) != said(
+        ("system", "Write a song."), ("assistant", "a")
+    )
+    assert said(("assistant", "a")) != said(("assistant", "b"))
+
+
+def test_a_prompt_that_is_measured_too_is_noted_and_stays():
+    account = Account()
+    measured = frozenset(map(digest_of, (asked("two", "another answer"), asked("four"), asked("five"))))
+    conversations = [asked(prompt, "an answer") for prompt in ("one", "two ", "three", "four")]
+    assert list(noting(conversations, measured, account)) == conversations
+    assert account.noted == {MEASURED: 2}
+
+
+def test_validation_files_whose_source_is_the_name_of_a_set_are_told(tmp_path):
+    place = {name: write(tmp_path / f"{name}.jsonl", [row(name, "a")]) for name in ("a", "law", "other")}
+    config = DataConfig(train=(place["a"],), validation=(place["law"],), validation_sets={"law": (place["other"],)})
+    with pytest.raises(
+        DataError, match=r"law\.jsonl:1: its source 'law' is the name of a set too, .*call the set other"
+    ):
+        split(config)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])

@@ -467,3 +467,12 @@ def test_random_access_across_stages_equals_sequential(data):
     fresh = in_stages(dataset, *stages)
     for step in data.draw(st.lists(st.integers(0, sequential.total_steps - 1), max_size=12)):
         assert_equal(fresh.batch(step), batches[step])
+
+
+def test_a_stage_in_the_order_of_scores_begins_with_low_ones():
+    dataset = make_set(4000, seed=2)
+    scores_N = np.random.default_rng(5).random(len(dataset))
+    loader = in_stages(dataset, Stage(epochs=1, order="score", scores_N=scores_N))
+    means = [scores_N[sequences_in(loader.batch(step))].mean() for step in range(loader.total_steps)]
+    fifths = [np.mean(part) for part in np.array_split(means, 5)]
+    np.testing.assert_allclose(fifths, [0.1, 0.3, 0.5, 0.7, 0.9], atol=0.03)

@@ -224,7 +224,7 @@ def test_leaks_of_validation_and_benchmarks_name_the_prompt(tmp_path):
         "validation.jsonl",
         "benchmark.jsonl",
     }
-    assert not files_read(only(benchmarks=(benchmark,)), (validation,))
+    assert not files_read(only(benchmarks=(benchmark,)), parts_of((validation,)))
 
 
 def test_a_form_that_many_prompts_share_is_no_leak():
