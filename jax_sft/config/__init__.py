@@ -20,6 +20,7 @@ from jax_sft.config.sections import (
     RunConfig,
     SetConfig,
     StageConfig,
+    StreamConfig,
     TrainConfig,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "RunConfig",
     "SetConfig",
     "StageConfig",
+    "StreamConfig",
     "TrainConfig",
     "default",
     "export_dtype",

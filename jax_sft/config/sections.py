@@ -75,6 +75,17 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Training files read while training, for sets too large to be tokenised first."""
+
+    on: bool = False
+    block: int = 256  # conversations that are shuffled and packed with each other; each row of the batch has its own
+    unit_bytes: int = 8 * 2**20  # of a file that are read in one go, the next from elsewhere; Parquet: its row groups
+    predicted: int | None = None  # positions of a row that may be trained (P); None: all of data.max_length
+    unreadable: Literal["stop", "skip"] = "stop"  # what a torn shard or a broken line does; skip: and count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is read, how it is rendered, which tokens teach."""
 
@@ -101,6 +112,7 @@ class DataConfig:
     control_text: Literal["plain", "drop"] = "plain"  # control tokens written out in a message: text, or no such row
     workers: int = 0  # processes that tokenise; 0: this one
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
+    stream: StreamConfig = StreamConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
