@@ -293,16 +293,20 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     from jax_sft.data.dataset import check_context, dump, tokenize
     from jax_sft.data.source import training_parts, validation_parts
     from jax_sft.parameters import load_base
-    from jax_sft.run_data import epoch_loader
+    from jax_sft.run_data import epoch_loader, first_blocks
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     for name, parts in (("train", training_parts(run.data)), ("validation", validation_parts(run.data))):
         if not parts:
             continue
-        dataset = tokenize(run.data, parts, base.template, cache_dir=cache)
+        if name == "train" and run.data.stream.on:
+            dataset = first_blocks(run, parts, base.template, max_positions=base.config.max_positions)
+            print(f"the first block of each lane of the stream: {len(dataset):,} sequences; the rest is not read here")
+        else:
+            dataset = tokenize(run.data, parts, base.template, cache_dir=cache)
         check_context(dataset, base.config.max_positions, name=f"data.{name}")
-        loader = epoch_loader(run, dataset, is_mixed=name == "train")
+        loader = epoch_loader(run, dataset, is_mixed=name == "train" and not run.data.stream.on)
         print(show.terminal_report(dataset, loader, title=name))
         for line in loader.mixture_lines():
             print(line)

@@ -6,6 +6,7 @@ In: a RunConfig and the model's chat template. Out: tokenised sets and loaders, 
 import dataclasses
 import logging
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader, Stage
 from jax_sft.data.mixture import Mixture, mixture
 from jax_sft.data.source import Part, training_parts, validation_parts
+from jax_sft.data.store import Writer, load
 from jax_sft.data.stream.loader import StreamLoader
 from jax_sft.data.stream.shards import Plan, make_plan
 from jax_sft.hf.load import Pretrained
@@ -145,6 +147,27 @@ def _mixture_of(config: RunConfig, train_set: TokenizedSet, weights: Mapping[str
         return None
     members = {name: train_set.of_source(name) for name in sets}
     return mixture(sets, members, seed=config.seed, temperature=config.data.temperature, weights=weights)
+
+
+def first_blocks(
+    config: RunConfig, parts: Sequence[Part], template: ChatTemplate, *, max_positions: int
+) -> TokenizedSet:
+    """What a stream begins with: the first block of each row of the batch, as a set.
+
+    Raises:
+        ValueError: of the data.
+    """
+    plan = _planned(config, parts, max_positions)
+    loader = training_loader(config, plan, plan.sources, template)
+    assert isinstance(loader, StreamLoader)
+    with tempfile.TemporaryDirectory(prefix="jax-sft-") as scratch:
+        with Writer(pathlib.Path(scratch)) as writer:
+            for block in loader.first_blocks():
+                for row in block.rows:
+                    for sequence in row:
+                        writer.append(sequence)
+            writer.finish(loader.account)
+        return load(pathlib.Path(scratch), in_memory=True)
 
 
 def _shares(config: RunConfig, weights: Mapping[str, float]) -> list[float]:

@@ -172,7 +172,10 @@ def count_rows(paths: Sequence[str], *, split: str) -> int:
 def opened(path: Readable, *, is_gzipped: bool) -> Iterator[BinaryIO]:
     """The bytes of a file; what goes wrong while they are read comes out as a `DataError`."""
     try:
-        with path.open("rb") as stream, _unpacked(stream) if is_gzipped else contextlib.nullcontext(stream) as unpacked:
+        with (
+            open(path, "rb") if isinstance(path, pathlib.Path) else path.open("rb") as stream,
+            _unpacked(stream) if is_gzipped else contextlib.nullcontext(stream) as unpacked,
+        ):
             yield unpacked
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(

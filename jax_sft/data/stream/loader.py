@@ -141,6 +141,15 @@ class StreamLoader:
                 lane.begin()
             yield from worked_ahead(next_batch, start_step, stop_step, ahead=ahead)
 
+    def first_blocks(self) -> Iterator[Block]:
+        """The first block of each lane."""
+        with _makers(self._workers, self._arguments) as make:
+            position = ((0, 0, 0),) * len(self.plan.parts)
+            for made in [make(Task(lane, 0, 0, position)) for lane in range(self.batch_size)]:
+                block = made.result()
+                self.account.merge(block.account)
+                yield block
+
     def _end_stage(self, step: int, lanes: "list[_Lane]") -> None:
         left = sum(lane.end_stage() for lane in lanes)
         _log.info("step %d: %d packed rows of the blocks of the last stage are left out", step, left)

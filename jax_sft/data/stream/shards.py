@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import heapq
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -227,9 +228,9 @@ def _cut(config: DataConfig, shards: list[Shard], lanes: int, account: Account) 
     def units_of(shard: Shard) -> list[Unit] | DataError:
         extension, is_gzipped = extension_of(shard)
         if extension in (".jsonl", ".txt") and not is_gzipped and shard.size is not None:
-            starts = range(0, shard.size, step)
-            ends = [min(start + step, shard.size) for start in starts]
-            return [Unit(shard, "lines", a, b, size=b - a) for a, b in zip(starts, ends, strict=True)]
+            count = -(-shard.size // step)  # even ones: a short last one might have no line
+            ends = [shard.size * i // count for i in range(count + 1)] if count else []
+            return [Unit(shard, "lines", a, b, size=b - a) for a, b in itertools.pairwise(ends)]
         if extension == ".parquet" and not is_gzipped:
             try:
                 return _row_groups(shard)
