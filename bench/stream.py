@@ -169,7 +169,8 @@ def main() -> None:
                 f"{name}: {sum(u.size for u in plan.units[0]) / 1e9:.2f} GB in {len(plan.units[0]):,} units, planned "
                 f"in {planned:.2f} s; {measured['seconds']:.0f} s, {measured['conversations']:,} conversations, "
                 f"{measured['tokens_per_s']:,.0f} tokens/s, {measured['filled']:.1%} filled, from "
-                f"{measured['units']:,} units, {measured['resident_bytes'] / 1e9:.2f} GB resident at most, workers {options.workers}",
+                f"{measured['units']:,} units, {measured['resident_bytes'] / 1e9:.2f} GB resident at "
+                f"most, workers {options.workers}",
                 flush=True,
             )
     finally:
