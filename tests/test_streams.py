@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def streamed(folder: pathlib.Path, **changes: Any) -> RunConfig:
     """Two sets in two stages of three steps."""
-    config = default()
+    config: Any = default()
     config.update(run_config(folder).to_dict())
     config.data.train = ()
     config.data.sets = {
@@ -57,7 +57,7 @@ def streamed(folder: pathlib.Path, **changes: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def whole(folder: pathlib.Path) -> pathlib.Path:
-    outcome = train(streamed(folder), folder / "whole", command="test")
+    outcome: Any = train(streamed(folder), folder / "whole", command="test")
     assert outcome.finished and outcome.after.loss < 0.9 * outcome.before.loss
     return folder / "whole"
 
