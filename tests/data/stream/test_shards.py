@@ -14,7 +14,7 @@ from fsspec.registry import known_implementations
 
 from jax_sft.config import DataConfig, StreamConfig
 from jax_sft.data.chat import ChatTemplate
-from jax_sft.data.conversation import DataError
+from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.source import training_parts
 from jax_sft.data.stream.blocks import Maker, Task
 from jax_sft.data.stream.reading import LaneReader
@@ -76,18 +76,19 @@ def pass_of(plan, lane: int, number: int) -> list[str]:
         if reader.position[0] > number:
             reader.close()
             return ids
+        assert isinstance(row, dict)
         ids.append(row["id"])
 
 
 def drain(template, config, *, lanes: int = 1, blocks: int = 1):
     """The ids of blocks of lane 0, and their account."""
     maker = Maker(plan_of(config, lanes), template, config, shares=[(1.0,)], predicted=config.max_length)
-    ids, position, account = [], START, None
+    ids, position, account = [], START, Account()
     for number in range(blocks):
         block = maker.make(Task(0, 0, number, position))
         ids += [s.id for row in block.rows for s in row]
         position = block.after
-        account = block.account if account is None else account + block.account
+        account += block.account
     maker.close()
     return ids, account
 
