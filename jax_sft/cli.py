@@ -312,17 +312,21 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     from jax_sft.report.page import View, html_page
     from jax_sft.report.summary import summarize
     from jax_sft.report.terminal import show_sequences, terminal_report
-    from jax_sft.run_data import epoch_loader
+    from jax_sft.run_data import epoch_loader, first_blocks
 
     base = load_base(run)
     cache = pathlib.Path(run.data.cache) if run.data.cache else None
     parts = {"train": training_parts(run.data), **validation_groups(run.data)}
     views: dict[str, View] = {}
     for name, of in parts.items():
-        references = validation_parts(run.data) if name == "train" else ()
-        dataset = tokenize(run.data, of, base.template, cache_dir=cache, references=references)
+        if name == "train" and run.data.stream.on:
+            dataset = first_blocks(run, of, base.template, max_positions=base.config.max_positions)
+            print(f"the first block of each lane of the stream: {len(dataset):,} sequences; the rest is not read here")
+        else:
+            references = validation_parts(run.data) if name == "train" else ()
+            dataset = tokenize(run.data, of, base.template, cache_dir=cache, references=references)
         check_context(dataset, base.config.max_positions, name=f"data.{name.partition(',')[0]}")
-        loader = epoch_loader(run, dataset, is_mixed=name == "train")
+        loader = epoch_loader(run, dataset, is_mixed=name == "train" and not run.data.stream.on)
         views[name] = View(dataset, loader, summarize(dataset, loader, base.tokenizer))
         print(terminal_report(views[name].summary, title=name))
         for line in loader.mixture_lines():

@@ -19,6 +19,7 @@ import jax
 
 from jax_sft.config import RunConfig, from_config_dict
 from jax_sft.data.dataset import TokenizedSet
+from jax_sft.data.stream.shards import Plan
 from jax_sft.metrics import MFU, peak_flops
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def write_manifest(
     workdir: pathlib.Path,
     *,
     config: RunConfig,
-    sets: Mapping[str, TokenizedSet | None],
+    sets: Mapping[str, TokenizedSet | Plan | None],
     total_steps: int,
     start_step: int,
     command: str,
@@ -39,7 +40,7 @@ def write_manifest(
     """Write what this start of the run is made of; earlier starts stay in the list `starts`.
 
     Args:
-        sets: the tokenised sets by name, `train` and `validation`.
+        sets: the tokenised sets by name, `train` and `validation`; the plan of one that is streamed.
         start_step: 0, or the step that this start resumes from.
     """
     path = workdir / _NAME

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
 from jax_sft.data.loader import Loader, Stage
 from jax_sft.data.mixture import Mixture, mixture
 from jax_sft.data.order import scores_of
-from jax_sft.data.source import training_parts, validation_parts
+from jax_sft.data.source import Part, training_parts, validation_parts
+from jax_sft.data.store import Writer, load
+from jax_sft.data.stream.loader import StreamLoader
+from jax_sft.data.stream.shards import Plan, make_plan
 from jax_sft.hf.load import Pretrained
 from jax_sft.hf.stored import weights_hash
 
@@ -36,8 +40,9 @@ _STARTS = {"last": "from the last step", "best": "from the step of the lowest va
 
 def load_sets(
     config: RunConfig, template: ChatTemplate, workdir: pathlib.Path, *, max_positions: int
-) -> tuple[TokenizedSet, TokenizedSet | None]:
-    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir.
+) -> tuple[TokenizedSet | Plan, TokenizedSet | None]:
+    """The tokenised training and validation sets; the cache lies in `data.cache` or in the workdir. Of a training set
+    that is streamed, the plan.
 
     Raises:
         ValueError: nothing is left of one of them, or of the part that decides.
@@ -45,6 +50,9 @@ def load_sets(
     cache = pathlib.Path(config.data.cache) if config.data.cache else workdir / "cache"
     sets = []
     for name, parts in (("train", training_parts(config.data)), ("validation", validation_parts(config.data))):
+        if name == "train" and config.data.stream.on:
+            sets.append(_planned(config, parts, max_positions))
+            continue
         references = validation_parts(config.data) if name == "train" else ()
         found = tokenize(config.data, parts, template, cache_dir=cache, references=references) if parts else None
         if found is not None:
@@ -86,12 +94,39 @@ def measured_by(config: RunConfig, validation_set: TokenizedSet | None) -> str |
     return validation_set.fingerprint + (f" {best}" if best else "")
 
 
-def training_loader(config: RunConfig, train_set: TokenizedSet, sources: tuple[str, ...]) -> Loader:
+def _planned(config: RunConfig, parts: Sequence[Part], max_positions: int) -> Plan:
+    """Which lane of the batch reads what of the training files.
+
+    Raises:
+        ValueError: they cannot be found, or rows are longer than the model's context.
+    """
+    if config.data.max_length > max_positions:  # nobody knows how long the longest conversation will be
+        raise DataError(
+            f"data.max_length = {config.data.max_length}, but the model has {max_positions} positions "
+            f"(max_position_embeddings), and a stream may fill them all; set it to {max_positions} or less"
+        )
+    return make_plan(config.data, parts, lanes=config.train.batch_size, seed=config.seed)
+
+
+def training_loader(
+    config: RunConfig, train_set: TokenizedSet | Plan, sources: tuple[str, ...], template: ChatTemplate
+) -> Loader | StreamLoader:
     """The batches of the whole training, stage after stage.
 
     Raises:
         ValueError: a set of the mixture has nothing to give.
     """
+    if isinstance(train_set, Plan):
+        stages = config.stages or (config.train,)
+        return StreamLoader(
+            train_set,
+            template,
+            config.data,
+            batch_size=config.train.batch_size,
+            sources=sources,
+            steps=[stage.steps or 0 for stage in stages],
+            shares=[_shares(config, getattr(stage, "weights", {})) for stage in stages],
+        )
     return Loader(
         train_set,
         stages=_stages_of(config, train_set),
@@ -144,7 +179,7 @@ def _mixture_of(config: RunConfig, train_set: TokenizedSet, weights: Mapping[str
     return mixture(sets, members, seed=config.seed, temperature=config.data.temperature, weights=weights)
 
 
-def stage_line(config: RunConfig, loader: Loader, number: int) -> str:
+def stage_line(config: RunConfig, loader: Loader | StreamLoader, number: int) -> str:
     """What a stage is: its steps, what it draws, in which order, its learning rate, what it starts from."""
     stage = config.stages[number]
     first, last = loader.stage_ends[number - 1] if number else 0, loader.stage_ends[number]
@@ -159,7 +194,37 @@ def stage_line(config: RunConfig, loader: Loader, number: int) -> str:
     return f"stage {number + 1} of {len(config.stages)}{name} begins: " + "; ".join(said)
 
 
-def rates(config: RunConfig, loader: Loader) -> list[tuple[int, float | None]]:
+def first_blocks(
+    config: RunConfig, parts: Sequence[Part], template: ChatTemplate, *, max_positions: int
+) -> TokenizedSet:
+    """What a stream begins with: the first block of each row of the batch, as a set.
+
+    Raises:
+        ValueError: of the data.
+    """
+    plan = _planned(config, parts, max_positions)
+    loader = training_loader(config, plan, plan.sources, template)
+    assert isinstance(loader, StreamLoader)
+    with tempfile.TemporaryDirectory(prefix="jax-sft-") as scratch:
+        with Writer(pathlib.Path(scratch)) as writer:
+            for block in loader.first_blocks():
+                for row in block.rows:
+                    for sequence in row:
+                        writer.append(sequence)
+            writer.finish(loader.account)
+        return load(pathlib.Path(scratch), in_memory=True)
+
+
+def _shares(config: RunConfig, weights: Mapping[str, float]) -> list[float]:
+    """Of each set of a stream its part of a block's conversations."""
+    sets = config.data.sets
+    if len(sets) < 2:
+        return [1.0]
+    drawn = [weights.get(name, 0.0) if weights else part.weight or 0.0 for name, part in sets.items()]
+    return [weight / sum(drawn) for weight in drawn]
+
+
+def rates(config: RunConfig, loader: Loader | StreamLoader) -> list[tuple[int, float | None]]:
     """Steps and learning rate of each stage."""
     steps = np.diff(loader.stage_ends, prepend=0).tolist()
     return [(n, stage.lr) for n, stage in zip(steps, config.stages, strict=True)] if config.stages else []
@@ -177,7 +242,7 @@ def validation_loader(config: RunConfig, validation_set: TokenizedSet, sources: 
     )
 
 
-def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet) -> dict[str, Any]:
+def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: TokenizedSet | Plan) -> dict[str, Any]:
     """What must be the same for a resumed run to equal an uninterrupted one; cadence and mesh may change."""
     scores = config.data.quality.scores
     # What the data's hash is made of is said beside it, so that a difference has a name.
@@ -189,6 +254,7 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         **({"model.new_rows": config.model.new_rows} if base.new_ids else {}),
         "data": train_set.fingerprint,
         **({"data.holdout": config.data.holdout} if config.data.holdout else {}),
+        **(_streamed(config, base) if config.data.stream.on else {}),
         "data.max_length": config.data.max_length,
         "data.packing": config.data.packing,
         **({"data.sets": {name: _drawn(part) for name, part in config.data.sets.items()}} if config.data.sets else {}),
@@ -211,6 +277,12 @@ def _is_scored(config: RunConfig) -> bool:
 
 def _hash_of(path: str) -> str:
     return hashlib.blake2b(pathlib.Path(path).expanduser().read_bytes(), digest_size=16).hexdigest()
+
+
+def _streamed(config: RunConfig, base: Pretrained) -> dict[str, Any]:
+    """What is part of a tokenised set's own hash, but not of the hash of a stream's units."""
+    told = dataclasses.asdict(config.data.stream) | {"template": base.template.fingerprint}
+    return {f"data.stream.{name}": value for name, value in told.items()}
 
 
 def _drawn(part: SetConfig) -> dict[str, Any]:

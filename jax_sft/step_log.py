@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jax_sft.data.loader import Loader
+from jax_sft.data.stream.loader import StreamLoader
 from jax_sft.loss import Tally
 from jax_sft.metrics import MFU, Metrics, peak_flops
 from jax_sft.train_step import StepMetrics
@@ -44,7 +45,7 @@ class StepLog:
         self,
         metrics: Metrics,
         *,
-        loader: Loader,
+        loader: Loader | StreamLoader,
         flops_of: Callable[[np.ndarray, int], int],
         lr_at: Callable[[Any], Any],
         every_steps: int,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, export_dtype
 from jax_sft.data.loader import Loader
+from jax_sft.data.stream.loader import StreamLoader
 from jax_sft.disk import told_if_full
 from jax_sft.evaluate.answers import answer
 from jax_sft.evaluate.losses import Losses, evaluate_losses
@@ -55,6 +56,7 @@ from jax_sft.run_data import (
 from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
+from jax_sft.stream_state import gathered_states, tell_account
 from jax_sft.train_step import (
     TrainState,
     abstract_state,
@@ -91,7 +93,7 @@ class _Run:
     frozen: Any  # what is not trained of the model
     graphdef: Any
     sources: tuple[str, ...]
-    loader: Loader
+    loader: Loader | StreamLoader
     validation: Loader | None
     checkpoints: Checkpoints
     tx: optax.GradientTransformationExtraArgs
@@ -142,7 +144,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         _log.info(line)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
-    loader = training_loader(config, train_set, sources)
+    loader = training_loader(config, train_set, sources, base.template)
     for line in loader.mixture_lines():
         _log.info(line)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
@@ -172,6 +174,8 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             frozen = plan.load_frozen(base, mesh)
             progress = _Progress.from_notes(notes)
             progress.compare_validation(measured_by(config, validation_set))
+            if isinstance(loader, StreamLoader):
+                loader.go_on_from(progress.lanes)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
         run = _Run(
@@ -292,6 +296,7 @@ class _Progress:
     late_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # of such steps: not in their checkpoints
     validation: str | None = None  # fingerprint of the set that the losses belong to
     base: str = ""  # the model that the checkpoint belongs to, which one of adapters is nothing without
+    lanes: list[list[int]] = dataclasses.field(default_factory=list)  # of a stream: where each of them is
 
     @classmethod
     def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
@@ -381,6 +386,10 @@ def _steps(
                     progress.owed_step = done
                 elif evaluate_now:
                     best_loss = progress.evaluate(run, state.params, metrics, done)
+                    if isinstance(run.loader, StreamLoader):
+                        tell_account(run.loader, metrics, done)
+                if (save_now or best_loss is not None) and isinstance(run.loader, StreamLoader):
+                    progress.lanes = gathered_states(run.loader, done, rows)
                 if save_now or best_loss is not None:
                     loss = progress.after_loss if progress.after_step == done else None
                     run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)

@@ -7,6 +7,7 @@ the door nobody reads a string key.
 from jax_sft.config.checks import RESERVED_ARGUMENTS, TEMPLATES, is_hub_name, layer_numbers
 from jax_sft.config.door import ConfigError, default, export_dtype, from_config_dict, known_keys, load
 from jax_sft.config.sections import (
+    RULES_OF_ALL,
     CheckpointConfig,
     DataConfig,
     EvaluateConfig,
@@ -21,11 +22,13 @@ from jax_sft.config.sections import (
     RunConfig,
     SetConfig,
     StageConfig,
+    StreamConfig,
     TrainConfig,
 )
 
 __all__ = [
     "RESERVED_ARGUMENTS",
+    "RULES_OF_ALL",
     "TEMPLATES",
     "CheckpointConfig",
     "ConfigError",
@@ -42,6 +45,7 @@ __all__ = [
     "RunConfig",
     "SetConfig",
     "StageConfig",
+    "StreamConfig",
     "TrainConfig",
     "default",
     "export_dtype",

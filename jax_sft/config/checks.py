@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jax_sft.config.sections import LoraConfig, QualityConfig, RunConfig
+from jax_sft.config.sections import RULES_OF_ALL, LoraConfig, QualityConfig, RunConfig
 
 TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
 # What a chat template is given beside its arguments, or what would change how it is rendered.
@@ -55,6 +55,7 @@ def cross_checks(run: RunConfig) -> Iterator[str]:
     yield from _source_checks(run)
     yield from _lora_checks(run)
     yield from _data_checks(run)
+    yield from _stream_checks(run)
     yield from _range_checks(run)
     yield from _length_checks(run)
     sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(run.mesh).items()}
@@ -221,6 +222,54 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
         yield f"stages.{ordered[0]}.order = 'score' needs a file of losses; name it in data.quality.scores"
 
 
+def _stream_checks(run: RunConfig) -> Iterator[str]:
+    """What cannot be had where the training files are read while training."""
+    stream, sets = run.data.stream, run.data.sets
+    if not stream.on:
+        for field in dataclasses.fields(stream):
+            if getattr(stream, field.name) != field.default:
+                yield f"data.stream.{field.name} is set, but data.stream.on is False; set it to True, or leave this out"
+        return
+    parts = {f"stages.{i}": stage for i, stage in enumerate(run.stages)} or {"train": run.train}
+    for place, part in parts.items():
+        if part.epochs is not None:
+            yield f"{place}.epochs: nobody knows how long an epoch of data.stream is; set {place}.steps instead"
+    for i, stage in enumerate(run.stages):
+        if stage.order != "random":
+            yield f"stages.{i}.order = {stage.order!r} sorts all there is, which data.stream does not; leave it out"
+    quality, default = run.data.quality, QualityConfig()
+    for rule in RULES_OF_ALL:
+        if getattr(quality, rule) not in ("off", getattr(default, rule)):
+            yield (
+                f"data.quality.{rule} compares all conversations, which data.stream does not hold; clean the files "
+                "before, with jax-sft data --clean, or leave it out"
+            )
+    if quality.max_length_deviation is not None:
+        yield (
+            "data.quality.max_length_deviation looks at the beginning of the data, which data.stream does not; set "
+            "min_answer_characters and max_answer_characters instead"
+        )
+    if run.data.holdout:
+        yield "data.holdout would read all of data.stream before training; name files in data.validation instead"
+    if run.data.temperature is not None:
+        yield "data.temperature needs the sizes of all sets, which data.stream does not know; give each set a weight"
+    for name, part in sets.items():
+        for key in ("count", "epochs", "cap"):
+            if getattr(part, key) is not None:
+                yield f"data.sets.{name}.{key} counts all of the set, which data.stream does not; give it a weight"
+    unweighed = [name for name, part in sets.items() if part.weight is None]
+    if len(sets) > 1 and unweighed and not (run.stages and all(stage.weights for stage in run.stages)):
+        yield (
+            f"data.sets.{unweighed[0]} has no weight, and data.stream does not know the sizes that would say how much "
+            "of it to draw; set data.sets.<name>.weight, or stages.<number>.weights"
+        )
+    if stream.predicted is not None and stream.predicted > run.data.max_length:
+        yield (
+            f"data.stream.predicted = {stream.predicted} is more than the data.max_length = {run.data.max_length} "
+            "positions of a row; make it smaller, or leave it out"
+        )
+
+
 def _range_checks(run: RunConfig) -> Iterator[str]:
     """Numbers that are too small or too large."""
     positive = {
@@ -244,6 +293,9 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
         "optim.eps": run.optim.eps,
         "optim.decay_steps": run.optim.decay_steps,
         "data.temperature": run.data.temperature,
+        "data.stream.block": run.data.stream.block,
+        "data.stream.unit_bytes": run.data.stream.unit_bytes,
+        "data.stream.predicted": run.data.stream.predicted,
         **{
             f"data.sets.{name}.{key}": getattr(part, key)
             for name, part in run.data.sets.items()

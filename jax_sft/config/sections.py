@@ -77,6 +77,10 @@ class StageConfig:
     start: Literal["last", "best"] = "last"  # from the last step of the stage before, or its lowest validation loss
 
 
+# Rules of a conversation against others, or against prompts that must not be trained on.
+RULES_OF_ALL = ("leakage", "same_content", "same_id", "same_prompt", "near_duplicate")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QualityConfig:
     """What is looked for in the conversations before they become tokens; the rules are tried in this order."""
@@ -125,6 +129,17 @@ class QualityConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Training files read while training, for sets too large to be tokenised first."""
+
+    on: bool = False
+    block: int = 256  # conversations that are shuffled and packed with each other; each row of the batch has its own
+    unit_bytes: int = 8 * 2**20  # of a file that are read in one go, the next from elsewhere; Parquet: its row groups
+    predicted: int | None = None  # positions of a row that may be trained (P); None: all of data.max_length
+    unreadable: Literal["stop", "skip"] = "stop"  # what a torn shard or a broken line does; skip: and count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is read, how it is rendered, which tokens teach."""
 
@@ -156,6 +171,7 @@ class DataConfig:
     # processes that tokenise; 0: this one; None: this one, and for what a large set has left, one for each core
     workers: int | None = None
     cache: str | None = None  # folder of tokenised sets; None: beside the workdir
+    stream: StreamConfig = StreamConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -194,6 +194,37 @@ def _is_false(label: Any) -> bool:
     return label is False or (isinstance(label, str) and label.lower() == "false")  # as tables write it
 
 
+def conversation_of(
+    row: Row, where: str, config: DataConfig, part: Part, account: Account, *, is_first: bool
+) -> Conversation | None:
+    """A row of a stream, whose files are not read from their beginning: `auto` reads the format off each row.
+
+    Rows that hold nothing to train on are None, and counted. Args: is_first: look whether the columns are there.
+
+    Raises:
+        DataError: the row does not follow the format.
+    """
+    if is_first:
+        _check_columns(row, where, config.columns)
+    format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
+    account.read += 1
+    roles = [role.strip() for role in config.train_on.split(",")]
+    try:
+        found = to_conversation(row, where, format=format, columns=config.columns, source="")
+    except Untrainable as error:
+        account.drop(str(error), where)
+        return None
+    if found.messages and not any(_teaches(message, roles) for message in found.messages):
+        account.drop(f"no {' or '.join(roles)} message to train on", where)
+        return None
+    return dataclasses.replace(
+        found,
+        source=part.name or "train",
+        loss_weight=part.loss_weight,
+        template_args={**config.template_args, **part.template_args, **found.template_args},
+    )
+
+
 def _arguments(value: Any, where: str) -> Mapping[str, Any]:
     """What a row hands to the chat template beside its messages."""
     if value is None or value == "":  # of a table

@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -124,36 +124,7 @@ class Loader:
         self, start_step: int, stop_step: int, *, rows: np.ndarray | None = None, ahead: int = 2
     ) -> Iterator[tuple[int, Batch]]:
         """Steps and batches in order, `ahead` of them built in a thread; its errors come out here."""
-        ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(maxsize=ahead)
-        stop = threading.Event()
-
-        def put(item: tuple[int, Batch] | BaseException | None) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                for step in range(start_step, stop_step):
-                    put((step, self.batch(step, rows)))
-                    if stop.is_set():
-                        return
-                put(None)
-            except BaseException as error:  # noqa: BLE001  it is raised again where the batch is asked for
-                put(error)
-
-        thread = threading.Thread(target=work, name="batches", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+        return worked_ahead(lambda step: self.batch(step, rows), start_step, stop_step, ahead=ahead)
 
     def _sequence(self, i: int) -> tuple[conversation.Sequence, int]:
         return self.dataset[i], self._source_index[self.dataset.source_ids_N[i]]
@@ -166,6 +137,42 @@ class Loader:
             raise IndexError(f"step {step} is outside the run of {self.total_steps} steps")
         stage = self.stage_of(step)
         return self._streams[stage].rows_of(step - self._first_step(stage))
+
+
+def worked_ahead(
+    make: Callable[[int], Batch], start_step: int, stop_step: int, *, ahead: int
+) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches in order, `ahead` of them made in a thread; its errors come out here."""
+    ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def put(item: tuple[int, Batch] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start_step, stop_step):
+                put((step, make(step)))
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001  it is raised again where the batch is asked for
+            put(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
 
 
 class _Stream:

@@ -24,7 +24,8 @@ def scores_of(dataset: TokenizedSet, asked: np.ndarray, config: QualityConfig) -
     """
     assert config.scores is not None, "jax_sft.config refuses an order by scores without them"
     by_id = read_scores(config.scores, config).by_id
-    scores_N = np.array([by_id.get(id_of(dataset, i), {}).get("loss", math.nan) for i in range(len(dataset))], np.float64)
+    losses = [by_id.get(id_of(dataset, i), {}).get("loss", math.nan) for i in range(len(dataset))]
+    scores_N = np.array(losses, np.float64)
     missing = asked[np.isnan(scores_N[asked])]
     if len(missing):
         shown = ", ".join(dict.fromkeys(dataset.ids[i] for i in missing[:EXAMPLES_PER_REASON]))

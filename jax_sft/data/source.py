@@ -29,9 +29,11 @@ IN_FOLDERS = EXTENSIONS[:-1]  # a .txt of a folder may as well be a licence: it 
 READ = ", ".join(EXTENSIONS) + " (each also .gz)"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 PARQUET_ROWS_AT_ONCE = 1024
+PARQUET_BUFFER_BYTES = 2**20  # of a column; 0 would read all of a row group's column at once
 SHOWN_CHARACTERS = 60  # of a line that is broken
 
 Row = dict[str, Any]
+Readable = Any  # a pathlib.Path, or what has its `name` and `open`: a shard of a stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
             raise DataError(f"{text}: no such file or folder{_near(path)}; correct the path")
     for place in found:
         if isinstance(place, pathlib.Path):
-            extension, _ = _kind(place)
+            extension, _ = extension_of(place)
             if extension not in EXTENSIONS:
                 raise DataError(
                     f"{place}: the extension {extension!r} is not one that is read; write the data as {READ}"
@@ -141,7 +143,7 @@ def stem_of(place: pathlib.Path | HubSet) -> str:
     """A file's name without its extensions, a hub dataset's name: the source of rows that do not name their own."""
     if isinstance(place, HubSet):
         return str(place)
-    return pathlib.PurePath(place.stem if _kind(place)[1] else place.name).stem
+    return pathlib.PurePath(place.stem if extension_of(place)[1] else place.name).stem
 
 
 def read_rows(paths: Sequence[str], *, split: str, tables: Tables = Tables()) -> Iterator[tuple[Row, str]]:
@@ -168,11 +170,11 @@ def count_rows(paths: Sequence[str], *, split: str) -> int:
         if isinstance(place, HubSet):
             count += len(load_hub(place, split))
             continue
-        extension, is_gzipped = _kind(place)
+        extension, is_gzipped = extension_of(place)
         if extension == ".json":
-            count += sum(1 for _ in _json_list(place, is_gzipped))
+            count += sum(1 for _ in json_list(place, is_gzipped))
         elif extension == ".parquet":
-            with _parquet_file(place, is_gzipped) as file:
+            with parquet_file(place, is_gzipped) as file:
                 count += file.metadata.num_rows
         else:
             with opened(place, is_gzipped=is_gzipped) as stream:
@@ -181,17 +183,24 @@ def count_rows(paths: Sequence[str], *, split: str) -> int:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path, *, is_gzipped: bool) -> Iterator[BinaryIO]:
+def opened(path: Readable, *, is_gzipped: bool) -> Iterator[BinaryIO]:
     """The bytes of a file; what goes wrong while they are read comes out as a `DataError`."""
     try:
-        with gzip.open(path, "rb") if is_gzipped else open(path, "rb") as stream:
-            yield stream  # type: ignore[misc]  GzipFile reads like one
+        with (
+            open(path, "rb") if isinstance(path, pathlib.Path) else path.open("rb") as stream,
+            _unpacked(stream) if is_gzipped else contextlib.nullcontext(stream) as unpacked,
+        ):
+            yield unpacked
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: cannot be unpacked to its end ({error}); the file is torn or not gzip: fetch or write it again"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from error
+
+
+def _unpacked(stream: BinaryIO) -> BinaryIO:
+    return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]  it reads like one
 
 
 def kind_of(value: Any) -> str:
@@ -214,46 +223,47 @@ def load_hub(place: HubSet, split: str) -> Any:
     except Exception as error:  # it raises a dozen kinds: of the network, of the hub, of the files
         raise DataError(
             f"{place}: no local file or folder has this name{_near(pathlib.Path(place.name))}, and as a hub dataset "
-            f"(split {split!r}) it cannot be loaded: {_first_line(error)}; check the name, data.split and the network"
+            f"(split {split!r}) it cannot be loaded: {first_line(error)}; check the name, data.split and the network"
         ) from error
 
 
 def _rows_of(place: pathlib.Path | HubSet, split: str, tables: Tables) -> Iterator[tuple[Row, str]]:
     if isinstance(place, HubSet):
-        return ((_without_nulls(row), f"{place}/{split}[{i}]") for i, row in enumerate(load_hub(place, split)))
-    extension, is_gzipped = _kind(place)
+        return ((without_nulls(row), f"{place}/{split}[{i}]") for i, row in enumerate(load_hub(place, split)))
+    extension, is_gzipped = extension_of(place)
     match extension:
         case ".jsonl":
             return _json_lines(place, is_gzipped)
         case ".json":
-            return _json_list(place, is_gzipped)
+            return json_list(place, is_gzipped)
         case ".parquet":
             return _parquet(place, is_gzipped)
         case ".txt":
             return _texts(place, is_gzipped)
         case _:
-            return _table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t", tables=tables)
+            return table(place, is_gzipped, delimiter="," if extension == ".csv" else "\t", tables=tables)
 
 
-def _texts(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+def _texts(path: Readable, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
     """A text a line; those of blanks alone are none."""
-    for number, line in _lines(path, is_gzipped):
+    for number, line in lines_of(path, is_gzipped):
         if line.strip():
             yield {"text": line.rstrip("\r\n")}, f"{path}:{number}"
 
 
-def _json_lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
-    for number, line in _lines(path, is_gzipped):
+def _json_lines(path: Readable, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+    for number, line in lines_of(path, is_gzipped):
         if line.strip():
             where = f"{path}:{number}"
-            yield _object(_parse(line.rstrip("\r\n"), path, number), where), where
+            yield as_object(parse_json(line.rstrip("\r\n"), path, number), where), where
 
 
-def _json_list(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
-    text = "".join(line for _, line in _lines(path, is_gzipped))
+def json_list(path: Readable, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+    """The objects of a list, or of the list `data` of an object; all of it is in memory."""
+    text = "".join(line for _, line in lines_of(path, is_gzipped))
     if not text.strip():
         return
-    rows = _parse(text, path, 1)
+    rows = parse_json(text, path, 1)
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
     if not isinstance(rows, list):
@@ -261,39 +271,42 @@ def _json_list(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]
             f'{path}: holds {kind_of(rows)}, not a list of objects or {{"data": [...]}}; write it so, or as .jsonl'
         )
     for i, row in enumerate(rows):
-        yield _object(row, f"{path}[{i}]"), f"{path}[{i}]"
+        yield as_object(row, f"{path}[{i}]"), f"{path}[{i}]"
 
 
-def _parquet(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
+def _parquet(path: Readable, is_gzipped: bool) -> Iterator[tuple[Row, str]]:
     number = 0
-    with _parquet_file(path, is_gzipped) as file:
+    with parquet_file(path, is_gzipped) as file:
         for batch in file.iter_batches(batch_size=PARQUET_ROWS_AT_ONCE):
             for row in batch.to_pylist():
-                yield _without_nulls(row), f"{path}[{number}]"
+                yield without_nulls(row), f"{path}[{number}]"
                 number += 1
 
 
 @contextlib.contextmanager
-def _parquet_file(path: pathlib.Path, is_gzipped: bool) -> Iterator[Any]:
+def parquet_file(path: Readable, is_gzipped: bool) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; what goes wrong while it is open comes out as a `DataError`."""
     import pyarrow  # half a second to import, and JSON needs none of it
     import pyarrow.parquet
 
     with opened(path, is_gzipped=is_gzipped) as stream:
         try:
             # Its index is at the end, and gzip would unpack all before it again and again.
-            yield pyarrow.parquet.ParquetFile(io.BytesIO(stream.read()) if is_gzipped else stream)
+            place = io.BytesIO(stream.read()) if is_gzipped else stream
+            yield pyarrow.parquet.ParquetFile(place, buffer_size=PARQUET_BUFFER_BYTES)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}: cannot be read as Parquet ({_first_line(error)}); "
+                f"{path}: cannot be read as Parquet ({first_line(error)}); "
                 "the file is torn or of another kind: fetch or write it again"
             ) from error
 
 
-def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str, tables: Tables) -> Iterator[tuple[Row, str]]:
+def table(path: Readable, is_gzipped: bool, *, delimiter: str, tables: Tables) -> Iterator[tuple[Row, str]]:
+    """The rows of a table by the names in its header."""
     csv.field_size_limit(2**31 - 1)  # 128 KiB otherwise, and a conversation may be longer
     # Strict: a stray quote would swallow the rows up to the next one, and nobody would know.
     quoting = csv.QUOTE_MINIMAL if tables.has_quotes else csv.QUOTE_NONE
-    lines = (line for _, line in _lines(path, is_gzipped))
+    lines = (line for _, line in lines_of(path, is_gzipped))
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] | None = None
     start = 1
@@ -321,7 +334,7 @@ def _table(path: pathlib.Path, is_gzipped: bool, *, delimiter: str, tables: Tabl
         ) from error
 
 
-def _lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[int, str]]:
+def lines_of(path: Readable, is_gzipped: bool) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines with their ends. Only a newline ends a line: texts hold U+2028 and the like."""
     position = 0
     with opened(path, is_gzipped=is_gzipped) as stream:
@@ -339,7 +352,7 @@ def _lines(path: pathlib.Path, is_gzipped: bool) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _parse(text: str, path: pathlib.Path, first_line: int) -> Any:
+def parse_json(text: str, path: Readable, first_line: int) -> Any:
     """The value of a JSON text that begins at a line of the file."""
     try:
         return json.loads(text)
@@ -354,17 +367,19 @@ def _parse(text: str, path: pathlib.Path, first_line: int) -> Any:
         raise DataError(f"{path}:{first_line}: JSON that cannot be read ({error}); repair or remove it") from error
 
 
-def _object(row: Any, where: str) -> Row:
+def as_object(row: Any, where: str) -> Row:
+    """The row, if it is an object."""
     if not isinstance(row, dict):
         raise DataError(f'{where}: holds {kind_of(row)}, not an object; write {{"messages": [...]}} or the like')
     return row
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _without_nulls(row: Row) -> Row:
+def without_nulls(row: Row) -> Row:
     """The row without the nulls that Arrow wrote where an object had no such key; a null column or content stays."""
 
     def prune(value: Any) -> Any:
@@ -375,14 +390,14 @@ def _without_nulls(row: Row) -> Row:
     return {name: prune(value) for name, value in row.items()}
 
 
-def _kind(path: pathlib.Path) -> tuple[str, bool]:
+def extension_of(path: Readable) -> tuple[str, bool]:
     """Extension, and whether the file is gzipped."""
     name = path.name.lower()
     return pathlib.PurePath(name.removesuffix(".gz")).suffix, name.endswith(".gz")
 
 
 def _is_read(path: pathlib.Path, extensions: Sequence[str] = EXTENSIONS) -> bool:
-    return _kind(path)[0] in extensions
+    return extension_of(path)[0] in extensions
 
 
 def _is_hidden(path: pathlib.Path) -> bool:

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate, to_sequences
@@ -91,6 +92,16 @@ def workers(
         yield pool
 
 
+def started(setup: Callable[..., None], *arguments: Any) -> concurrent.futures.ProcessPoolExecutor:
+    """One process, begun now, that has called `setup(*arguments)` and leaves with this one."""
+    with _main_hidden():
+        pool = concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_set_up, initargs=(setup, arguments)
+        )
+        pool.submit(os.getpid)  # it is started by the first thing to do
+    return pool
+
+
 @contextlib.contextmanager
 def _main_hidden() -> Iterator[None]:
     """A spawned process imports its parent's main module again: ours imports jax, a user's script would run twice."""
@@ -102,9 +113,18 @@ def _main_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _set_up(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    setup(*arguments)
+    _follow_parent()
+
+
 def _start(template: ChatTemplate, config: DataConfig) -> None:
     global _mine
     _mine = template, config
+    _follow_parent()
+
+
+def _follow_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone decides
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

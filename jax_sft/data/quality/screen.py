@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jax_sft.config import DataConfig, QualityConfig
+from jax_sft.config import RULES_OF_ALL, DataConfig, QualityConfig
 from jax_sft.data.conversation import Account, Conversation
 from jax_sft.data.formats import read_conversations
 from jax_sft.data.quality import answers, language, leakage, lists, personal, remains
@@ -121,6 +121,22 @@ def _judges(
         (config.leakage, Leaks(references, config) if config.leakage != "off" else None),
     ]
     return [(what, rule) for what, rule in rules if what != "off" and rule is not None]
+
+
+class RowRules:
+    """The rules of one conversation, for who does not read all of them: what was before is not known.
+
+    Raises:
+        DataError: as `screened`.
+    """
+
+    def __init__(self, config: QualityConfig) -> None:
+        self._config = dataclasses.replace(config, **dict.fromkeys(RULES_OF_ALL, "off"))
+        self._judges, self._seen = _judges(self._config, None, ()), _Seen(self._config)
+
+    def kept(self, conversation: Conversation, account: Account) -> Conversation | None:
+        """The conversation, perhaps masked; None if a rule leaves it out, which is counted."""
+        return _screen(conversation, self._config, self._judges, self._seen, account)
 
 
 class _Seen:
