@@ -445,6 +445,14 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             {"train": {}, "stages": [{"steps": 3, "order": "score"}]},
             "stages.0.order = 'score' needs a file of losses; name it in data.quality.scores",
         ),
+        (
+            {"data": {"train": ("a",), "stream": {"on": True}, "quality": {"near_duplicate": "drop"}}},
+            "data.quality.near_duplicate compares all conversations, which data.stream does not hold; clean the files",
+        ),
+        (
+            {"data": {"train": ("a",), "stream": {"on": True}, "quality": {"max_length_deviation": 4.0}}},
+            "data.quality.max_length_deviation looks at the beginning of the data, which data.stream does not",
+        ),
         ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
         ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),
         ({"train": {}, "stages": [{}]}, "stages.0.steps and stages.0.epochs: neither is set"),

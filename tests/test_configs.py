@@ -1,6 +1,7 @@
 """Every file in configs/ loads, and its docstring is a lab note that says how to run it."""
 
 import ast
+import dataclasses
 import importlib.util
 import math
 import pathlib
@@ -17,12 +18,24 @@ CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY
 UNSEEN = ("What should I call you?", "你是谁？", "请介绍一下你自己。")
 ADAPTERS = sorted(f"configs/{kind}_{devices}.py" for kind in ("lora", "dora", "qlora") for devices in (1, 8, 64))
 HEADINGS = ("Purpose", "Hardware", "Time", "Expected result", "Command")
+OF_RECIPES = ("Data card", "Checks", "Watch", "Not for")
+RECIPES = (
+    "base_to_assistant",
+    "code",
+    "customer_service",
+    "finance",
+    "law",
+    "medicine",
+    "personal_assistant",
+    "translation",
+    "tutor",
+)
 
 
 def note_of(source: str) -> dict[str, str]:
     """The lab note in a config's docstring: what stands behind `Purpose:`, `Hardware:` and so on."""
     docstring = ast.get_docstring(ast.parse(source)) or ""
-    parts = re.split(rf"^({'|'.join(HEADINGS)}):", docstring, flags=re.MULTILINE)
+    parts = re.split(rf"^({'|'.join((*HEADINGS, *OF_RECIPES))}):", docstring, flags=re.MULTILINE)
     return {heading: text.strip() for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
@@ -78,6 +91,30 @@ def test_config_docstring_is_a_lab_note(path: str):
     words = shlex.split(note["Command"])
     assert words[:2] == ["jax-sft", "train"] or words[0] == "bash", f"{path}: Command: is {note['Command']!r}"
     assert path in words or words[0] == "bash", f"{path}: its Command: runs another config"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_its_data_are_what_to_check_and_what_to_watch(name: str):
+    path = f"configs/recipes/{name}.py"
+    note = note_of((REPOSITORY / path).read_text("utf-8"))
+    assert all(note.get(heading) for heading in ("Data card", "Checks", "Watch"))
+    assert f"jax-sft data --config {path}" in note["Checks"]
+    if name in ("medicine", "law", "finance"):
+        assert note.get("Not for")
+    run = config.load(REPOSITORY / path)
+    assert {"licence", "origin", "intended use", "must not be used for"} <= set(run.data.card)
+    assert run.data.holdout > 0 and run.evaluate.prompts
+    assert any("\u4e00" <= character <= "\u9fff" for prompt in run.evaluate.prompts for character in prompt)
+    rules = [getattr(run.data.quality, field.name) for field in dataclasses.fields(run.data.quality)]
+    assert "drop" in rules
+
+
+def test_a_base_model_becomes_an_assistant_in_two_stages():
+    run = config.load(REPOSITORY / "configs/recipes/base_to_assistant.py")
+    first, second = run.stages
+    assert first.order == "length" and second.start == "best"
+    assert first.lr is not None and second.lr is not None and second.lr < first.lr
+    assert run.model.chat_template == "chatml"
 
 
 def test_a_note_that_lacks_a_line_is_found():

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from jax_sft.config import DataConfig, SetConfig, StreamConfig
+from jax_sft.config import DataConfig, QualityConfig, SetConfig, StreamConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.source import training_parts
 from jax_sft.data.stream.blocks import Maker, Task
@@ -178,3 +178,16 @@ def test_states_of_another_stream_are_refused(template, folder):
 def test_batches_out_of_order_are_refused(template, folder):
     with pytest.raises(ValueError, match="come in order; ask prefetch"):
         loader_of(template, config_of(folder)).batch(0, np.arange(2))
+
+
+def test_rules_of_one_conversation_are_tried_while_a_stream_is_read(tmp_path, template):
+    write(tmp_path / "a.jsonl", range(20))
+    write(tmp_path / "b.jsonl", range(20, 30), answer="mail wren@example.org")
+    quality = QualityConfig(personal_data="drop", same_content="note")
+    config = DataConfig(train=(str(tmp_path),), max_length=128, quality=quality, stream=StreamConfig(on=True, block=40))
+    plan = make_plan(config, training_parts(config), lanes=1, seed=0)
+    loader = loader_of(template, config, lanes=1, steps=(1,), shares=((1.0,),), plan=plan)
+    ids = {s.id for block in loader.first_blocks() for row in block.rows for s in row}
+    assert len(ids) == 20 and all(name.startswith("a") for name in ids)
+    ((reason, count),) = loader.account.dropped.items()
+    assert reason.startswith("personal") and count >= 10  # of each pass
