@@ -182,7 +182,7 @@ def test_batches_out_of_order_are_refused(template, folder):
 
 def test_rules_of_one_conversation_are_tried_while_a_stream_is_read(tmp_path, template):
     write(tmp_path / "a.jsonl", range(20))
-    write(tmp_path / "b.jsonl", range(20, 30), answer="mail wren@example.org")
+    write(tmp_path / "b.jsonl", range(20, 30), answer="mail wren@nest.net")
     quality = QualityConfig(personal_data="drop", same_content="note")
     config = DataConfig(train=(str(tmp_path),), max_length=128, quality=quality, stream=StreamConfig(on=True, block=40))
     plan = make_plan(config, training_parts(config), lanes=1, seed=0)
