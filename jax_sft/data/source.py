@@ -127,6 +127,11 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
         elif HUB_ID.fullmatch(text) and not _is_read(path):
             name, _, config = text.partition(":")
             found.append(HubSet(name, config or None))
+        elif "://" in text:
+            raise DataError(
+                f"{text}: is no local file or folder; shards far away are read by data.stream.on = True, or copy the "
+                "file here"
+            )
         else:
             raise DataError(f"{text}: no such file or folder{_near(path)}; correct the path")
     for place in found:

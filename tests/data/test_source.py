@@ -227,3 +227,8 @@ def test_a_broken_line_stops_the_reading_where_it_stands(tmp_path):
     assert next(rows)[0] == {"text": "x"}
     with pytest.raises(DataError, match=re.escape(f"{path}:2:")):
         next(rows)
+
+
+def test_a_far_path_is_told_where_it_can_be_read():
+    with pytest.raises(DataError, match=r"s3://b/x\.jsonl: is no local file .* by data\.stream\.on = True, or copy"):
+        files_of(["s3://b/x.jsonl"])

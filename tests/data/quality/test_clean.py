@@ -159,7 +159,7 @@ def test_the_cache_knows_the_rules_and_the_files_they_read(tmp_path, config):
     write(tmp_path / "asked.jsonl", [talk("b")])
     keys += [key(references=(asked,), leakage="note")]
     assert len(set(keys)) == len(keys)
-    assert key(references=(asked,)) == keys[0]  # which nothing reads
+    assert key(references=(asked,)) != keys[0]  # its prompts are noted where they are trained on
 
 
 def test_the_command_writes_the_folder_and_needs_no_model(tmp_path, config, capsys):
