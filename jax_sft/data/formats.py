@@ -59,8 +59,6 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             raise DataError(
                 f"data.columns.{field}: no field has this name{_did_you_mean(field, fields)}; map {', '.join(fields)}"
             )
-    trained_roles = [role.strip() for role in config.train_on.split(",")]
-    nothing = f"no {' or '.join(trained_roles)} message to train on"
     names = {part.name for part in parts} - {None}
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
         format = "auto"
@@ -69,16 +67,11 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
                 _check_columns(row, where, config.columns)
                 format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
             account.read += not part.takes_held_out
-            reason = None
             try:
-                conversation = to_conversation(row, where, format=format, columns=config.columns, source=stem_of(place))
-                if conversation.messages and not any(_teaches(m, trained_roles) for m in conversation.messages):
-                    reason = nothing
-            except Untrainable as error:
-                reason = str(error)
-            if reason is not None:
+                conversation = _taken(row, where, config, part, format=format, source=stem_of(place))
+            except Untrainable as reason:
                 if not part.takes_held_out:  # the training set's account has it already
-                    account.drop(reason, where)
+                    account.drop(str(reason), where)
                 continue
             if part.holdout and is_held_out(conversation, part.holdout) != part.takes_held_out:
                 account.held_out += not part.takes_held_out
@@ -89,12 +82,30 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
                     f"{where}: its source {conversation.source!r} is the name of a set too, and the losses of both "
                     "would be one; call the set otherwise, or put these files into a set of data.validation_sets"
                 )
-            yield dataclasses.replace(
-                conversation,
-                source=conversation.source if part.name is None else part.name,
-                loss_weight=part.loss_weight,
-                template_args={**config.template_args, **part.template_args, **conversation.template_args},
-            )
+            yield conversation
+
+
+def _taken(row: Row, where: str, config: DataConfig, part: Part, *, format: str, source: str) -> Conversation:
+    """A row as a conversation of its part; `source` is of rows that have none, in a part without a name.
+
+    Raises:
+        Untrainable, DataError: as `to_conversation`; no message teaches.
+    """
+    found = to_conversation(row, where, format=format, columns=config.columns, source=source)
+    roles = _roles(config.train_on)
+    if found.messages and not any(_teaches(message, roles) for message in found.messages):
+        raise Untrainable(f"no {' or '.join(roles)} message to train on")
+    return dataclasses.replace(
+        found,
+        source=found.source if part.name is None else part.name,
+        loss_weight=part.loss_weight,
+        template_args={**config.template_args, **part.template_args, **found.template_args},
+    )
+
+
+@functools.cache
+def _roles(train_on: str) -> tuple[str, ...]:
+    return tuple(role.strip() for role in train_on.split(","))
 
 
 def rows_at(place: Any, config: DataConfig) -> Generator[tuple[Row, str], None, None]:
@@ -208,21 +219,12 @@ def conversation_of(
         _check_columns(row, where, config.columns)
     format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
     account.read += 1
-    roles = [role.strip() for role in config.train_on.split(",")]
     try:
-        found = to_conversation(row, where, format=format, columns=config.columns, source="")
-    except Untrainable as error:
-        account.drop(str(error), where)
+        found = _taken(row, where, config, part, format=format, source="")
+    except Untrainable as reason:
+        account.drop(str(reason), where)
         return None
-    if found.messages and not any(_teaches(message, roles) for message in found.messages):
-        account.drop(f"no {' or '.join(roles)} message to train on", where)
-        return None
-    return dataclasses.replace(
-        found,
-        source=part.name or "train",
-        loss_weight=part.loss_weight,
-        template_args={**config.template_args, **part.template_args, **found.template_args},
-    )
+    return dataclasses.replace(found, source=part.name or "train")  # sources must be known before the first row
 
 
 def _arguments(value: Any, where: str) -> Mapping[str, Any]:
