@@ -20,6 +20,9 @@ from typing import Any
 from jax_sft.data.facts import CLOSE, OPEN, Dicts, Facts, NoFitError, RefusedError, Renderer, sentinel
 
 METHODS = ("tags", "prefix", "sentinel", "turns")
+# From so many on, sentinel goes before prefix, which renders each beginning of a conversation, twice for each answer;
+# where both fit they find the same.
+_MANY_ANSWERS = 3
 REASONING = ("reasoning_content", "reasoning", "thinking")
 OFF_PROMPT = "answers that the chat template writes otherwise than behind its generation prompt"
 UNENDED = "answers that no token ends, as the chat template writes them"
@@ -67,8 +70,11 @@ def find(
             return _trimmed(text, _by_prefix(text, messages, answers, render, facts), facts)
         return _trimmed(text, _by_sentinel(text, messages, answers, render, facts), facts)
 
+    methods = METHODS if method == "auto" else (method,)
+    if method == "auto" and len(answers) >= _MANY_ANSWERS and facts.header_is_prompt:
+        methods = ("tags", "sentinel", "prefix", "turns")
     reasons = []
-    for name in METHODS if method == "auto" else (method,):
+    for name in methods:
         try:
             if name == "turns":
                 return name, _by_turns(messages, answers, others, render, facts)

@@ -15,6 +15,7 @@ from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate, to_sequences
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.spans import OFF_PROMPT
+from jax_sft.data.template import Chat
 from tests.data.chats import conversation, tokenizer_for
 
 trl = pytest.importorskip("trl")
@@ -367,3 +368,29 @@ def test_every_exception_of_calls_is_about_a_template_that_is_there():
     named = {*STOP_BEYOND_TWIN, *(n for n, _ in LEFT_OUT), *(n for n, _ in TOOL_HISTORY_DIFFERS)}
     assert named <= set(TOOL_TWINS)
     assert len(TOOL_TWINS) >= 18
+
+
+LONG = conversation(*(f"{'asked' if i % 2 == 0 else 'answered'} {i} 你好 😀\n\nso" for i in range(10)))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_many_answers_are_found_by_few_renderings_where_they_would_be_by_many(name, monkeypatch):
+    stock, _ = stock_and_twin(name)
+    expected = None
+    try:
+        (expected,) = to_sequences(LONG, stock, DataConfig(mask="prefix"), Account())
+    except DataError:
+        assert not stock.facts.header_is_prompt or name in HISTORY_DIFFERS | {"gptoss", "phi3", "phi3_5"}
+    count = 0
+    rendered = Chat._rendered
+
+    def counting(self, messages, **options):
+        nonlocal count
+        count += 1
+        return rendered(self, messages, **options)
+
+    monkeypatch.setattr(Chat, "_rendered", counting)
+    found = to_sequences(LONG, stock, DataConfig(), Account())
+    if expected is not None:
+        assert count <= 3
+        assert [our_mask(s) for s in found] == [our_mask(expected)]
