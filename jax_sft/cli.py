@@ -269,6 +269,17 @@ def _check_writable(*paths: str | None) -> None:
             raise ValueError(f"{path}: cannot be written; name a file elsewhere, or change the permissions")
 
 
+def _check_apart(run: configs.RunConfig, *paths: str) -> None:
+    """What is written must not replace the data it is about."""
+    from jax_sft.data.source import files_of, training_parts, validation_parts
+
+    parts = () if run.data.stream.on else (*training_parts(run.data), *validation_parts(run.data))
+    read = [place.resolve() for part in parts for place in files_of(part.paths) if isinstance(place, pathlib.Path)]
+    for path in paths:
+        if pathlib.Path(path).resolve() in read:
+            raise ValueError(f"{path}: is a file of the data, which would be replaced; name another")
+
+
 def _start_distributed() -> None:
     """Join the other processes if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say so."""
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -295,6 +306,10 @@ def _start_distributed() -> None:
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
+    others = [name for name in ("html", "card", "dump", "score") if getattr(options, name)]
+    if options.clean and others:
+        raise ValueError(f"--clean does not combine with --{others[0]}; call jax-sft data once more for that")
+    _check_apart(run, *(getattr(options, name) for name in others))
     if options.clean:
         from jax_sft.data.quality.clean import clean
 

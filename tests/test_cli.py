@@ -365,6 +365,17 @@ def test_data_on_a_full_disk_names_the_file_and_the_way_out(place, capsys, flag)
     assert said.startswith("jax-sft: /dev/full: the disk is full (No space left on device); free some space, or name a")
 
 
+def test_what_is_written_replaces_no_file_of_the_data(place, capsys):
+    for flag in ("--html", "--dump", "--card", "--score"):
+        said = fails(capsys, "data", "--config", place / "c.py", flag, place / "train.jsonl")
+        assert f"{place / 'train.jsonl'}: is a file of the data, which would be replaced; name another" in said
+
+
+def test_cleaning_is_a_command_of_its_own(place, capsys, tmp_path):
+    said = fails(capsys, "data", "--config", place / "c.py", "--clean", tmp_path / "o", "--html", tmp_path / "h.html")
+    assert "--clean does not combine with --html; call jax-sft data once more for that" in said
+
+
 def test_a_report_on_a_full_disk_names_the_file(measured, capsys):
     assert "/dev/full: the disk is full" in fails(capsys, "eval", "--model", "m", "--data", "d", "--out", "/dev/full")
 

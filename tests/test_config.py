@@ -453,6 +453,10 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             {"data": {"train": ("a",), "stream": {"on": True}, "quality": {"max_length_deviation": 4.0}}},
             "data.quality.max_length_deviation looks at the beginning of the data, which data.stream does not",
         ),
+        (
+            {"data": {"train": ("a",), "quality": {"leakage": "drop"}}},
+            "data.quality.leakage = 'drop', but there is nothing whose prompts could leak; name files in",
+        ),
         ({"stages": [{"steps": 3}]}, "train.steps and train.epochs: each of the stages has its own; leave these out"),
         ({"train": {}, "stages": [{"steps": 3, "epochs": 1}]}, "stages.0.steps and stages.0.epochs: both are set"),
         ({"train": {}, "stages": [{}]}, "stages.0.steps and stages.0.epochs: neither is set"),

@@ -34,6 +34,7 @@ def get_config():
     }
     config.data.holdout = 0.02
     config.data.quality.near_duplicate = "drop"  # forms repeat
+    config.data.quality.leakage = "drop"  # of what is held out: its near twins must not be trained on
     config.data.quality.cut_off = "drop"
     config.data.quality.wrong_language = "note"  # a statute may be quoted in its own language
     config.data.quality.personal_data = "mask"

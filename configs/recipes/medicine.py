@@ -36,6 +36,7 @@ def get_config():
     }
     config.data.holdout = 0.02  # of the prompts, for ever: the same ones in the next run, with more data too
     config.data.quality.near_duplicate = "drop"  # forums answer the same question in the same words
+    config.data.quality.leakage = "drop"  # of what is held out: its near twins must not be trained on
     config.data.quality.cut_off = "drop"
     config.data.quality.repeats_prompt = "drop"
     config.data.quality.wrong_language = "drop"

@@ -94,7 +94,8 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
     if not run.data.train and not run.data.sets:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
     yield from _mixture_checks(run)
-    yield from _quality_checks(run.data.quality, orders=any(stage.order == "score" for stage in run.stages))
+    is_ordered = any(stage.order == "score" for stage in run.stages)
+    yield from _quality_checks(run.data.quality, orders=is_ordered, is_measured=_is_measured(run))
     for role in run.data.train_on.split(","):
         if role.strip() not in _ROLES:
             hint = did_you_mean(role.strip(), _ROLES)
@@ -149,7 +150,7 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
         yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
 
 
-def _quality_checks(quality: QualityConfig, *, orders: bool) -> Iterator[str]:
+def _quality_checks(quality: QualityConfig, *, orders: bool, is_measured: bool) -> Iterator[str]:
     """Rules that need a library, a file or a bound; `orders` says whether a stage goes by the scores."""
     if quality.near_duplicate != "off" and importlib.util.find_spec("datasketch") is None:
         yield "data.quality.near_duplicate needs datasketch, which is not installed; pip install 'jax-sft[quality]'"
@@ -172,6 +173,11 @@ def _quality_checks(quality: QualityConfig, *, orders: bool) -> Iterator[str]:
         yield (
             "data.quality.scores is set, but no bound; set data.quality.min_ratio, max_ratio or max_loss, or "
             "order = 'score' of a stage"
+        )
+    if quality.leakage != "off" and not quality.benchmarks and not is_measured:
+        yield (
+            f"data.quality.leakage = {quality.leakage!r}, but there is nothing whose prompts could leak; name files in "
+            "data.quality.benchmarks or data.validation, or set data.holdout"
         )
     if quality.benchmarks and quality.leakage == "off":
         yield "data.quality.benchmarks is set, but data.quality.leakage = 'off'; set it to 'note' or 'drop'"

@@ -67,7 +67,8 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
         content, calls = "", [*calls, *_written_calls(content, where)]
     text, thought, said_calls = _content("" if content is None and calls else content, where)
     calls += said_calls
-    own = {role_key, content_key, "train", "weight", "loss_weight", "tool_calls", "function_call"}
+    # A `content` beside the `value` that was read would take its place in the rendering.
+    own = {"role", "content", "from", "value", "train", "weight", "loss_weight", "tool_calls", "function_call"}
     said = turn.get("train")
     if said is not None and not isinstance(said, bool):
         raise DataError(f"{where}: the train of a message is {said!r}; write true or false")
@@ -159,7 +160,7 @@ def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
     texts, thoughts, calls = [], [], []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind is None:
+        if not isinstance(kind, str):
             raise DataError(f"{where}: content holds {kind_of(part)}, not parts like {{'type': 'text', 'text': ...}}")
         if kind in _SPOKEN_PARTS and not any(key in part for key in ("value", kind, "text")):
             raise Untrainable(f"a content part of type {kind!r} that says nothing")  # or null, where Arrow wrote it

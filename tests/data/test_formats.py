@@ -221,6 +221,11 @@ MALFORMED = [
     ),
     ("prompt_completion", {"prompt": 1, "completion": 2}, r"prompt is a number; write a list"),
     ("text", {"text": {"x": 1}}, r"text is an object; write a text"),
+    (
+        "messages",
+        {"messages": [{**A, "content": [{"type": ["a"], "text": "x"}]}]},
+        r"content holds an object, not parts",
+    ),
     ("text", {"text": ["x", 1]}, r"text is a number; write a text"),
     ("messages", {"messages": [U, A], "tools": ["f"]}, r"tools holds a text, not objects; write \{'type': 'function'"),
     (
@@ -618,3 +623,9 @@ def test_lines_of_a_text_file_are_texts_where_it_is_named(tmp_path):
     assert [c.text for c in kept] == ["one", " two"]
     write(tmp_path, [{"text": ["three", "four"]}])
     assert [c.text for c in read(str(tmp_path))[0]] == ["three\nfour"]
+
+
+def test_what_stands_beside_what_was_read_does_not_take_its_place():
+    beside = {"from": "human", "value": "two and two?", "content": "OTHER", "role": "weird"}
+    row = {"conversations": [beside, {"from": "gpt", "value": "four"}]}
+    assert convert(row, "sharegpt").messages[0] == Message("user", "two and two?")

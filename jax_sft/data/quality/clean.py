@@ -24,7 +24,8 @@ MADE_BY = "jax-sft data --clean"
 RESERVED = ("dropped", "changed", "clean")
 # What a conversation says itself, and what would make another format of the row; other columns are written as they are.
 _SAID = {"messages", "conversations", "instruction", "output", "input", "system", "history", "prompt", "completion",
-         "text", "tools", "id", "source", "chosen", "answers", "input_ids", "labels", "loss_mask"}  # fmt: skip
+         "text", "tools", "id", "source", "chosen", "answers", "input_ids", "labels", "loss_mask", "assistant_masks",
+         "completion_mask", "attention_mask", "label"}  # fmt: skip
 
 
 def clean(config: DataConfig, out: pathlib.Path) -> list[str]:
@@ -176,7 +177,12 @@ def _file_of(line: Mapping[str, Any]) -> str:
 
 
 def _dump(file: IO[str], line: Mapping[str, Any]) -> None:
-    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(line, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, in a row that is left out or a column that nothing reads
+        text = json.dumps(line, default=str)
+    file.write(text + "\n")
 
 
 def _table(account: Account, written: Mapping[str, int], out: pathlib.Path) -> list[str]:

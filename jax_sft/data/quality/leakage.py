@@ -77,8 +77,12 @@ class Leaks:
         self._counts: list[int] = []
         found: dict[int, list[int]] = collections.defaultdict(list)
         self._lengths: dict[bool, set[int]] = {True: set(), False: set()}
+        known: set[tuple[str, ...]] = set()  # a prompt that is there several times is no form that several share
         for reference in references:
             cjk, parts = _parts(reference.text)
+            if tuple(parts) in known:
+                continue
+            known.add(tuple(parts))
             full = config.leakage_characters if cjk else config.leakage_words
             length = min(full, len(parts))
             if length < min(full, SHORTEST_CHARACTERS if cjk else SHORTEST_WORDS):

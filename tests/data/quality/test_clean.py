@@ -9,8 +9,9 @@ import pytest
 from jax_sft.cli import main
 from jax_sft.config import DataConfig, QualityConfig, SetConfig
 from jax_sft.data import dataset
-from jax_sft.data.conversation import DataError
+from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.dataset import tokenize
+from jax_sft.data.formats import read_conversations
 from jax_sft.data.quality.clean import clean
 from jax_sft.data.source import parts_of
 from tests.data.test_dataset import CHATML, ChatTemplate, byte_tokenizer, contents
@@ -179,3 +180,22 @@ def test_the_command_writes_the_folder_and_needs_no_model(tmp_path, config, caps
     (tmp_path / "out" / "clean.json").unlink()
     assert main(["data", "--config", str(place), "--clean", str(tmp_path / "out")]) == 1
     assert "holds files that are not of an earlier --clean" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_ends_no_cleaning(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [talk("ok \ud800 end"), talk(SAID, note="\udc00"), talk("Another answer.")]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    clean(DataConfig(train=(str(path),), quality=RULES), tmp_path / "out")
+    (dropped,) = (tmp_path / "out" / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(dropped)["row"] == rows[0]
+    assert len((tmp_path / "out" / "a.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_masks_of_given_tokens_are_written_once(tmp_path):
+    given = {"input_ids": [65, 66, 67, 0], "assistant_masks": [0, 1, 1, 0], "attention_mask": [1, 1, 1, 0]}
+    path = write(tmp_path / "a.jsonl", [given])
+    clean(DataConfig(train=(path,), quality=RULES), tmp_path / "out")
+    (again,) = read_conversations(DataConfig(), parts_of((str(tmp_path / "out" / "a.tokens.jsonl"),)), Account())
+    (first,) = read_conversations(DataConfig(), parts_of((path,)), Account())
+    assert again.tokens == first.tokens

@@ -336,3 +336,10 @@ def test_a_library_that_a_rule_needs_is_asked_for_at_the_door(monkeypatch):
 
 def test_the_kinds_of_the_config_are_those_that_are_looked_for():
     assert set(PERSONAL_KINDS) == set(personal.NAMES) == set(personal.TAGS)
+
+
+def test_a_prompt_that_is_there_many_times_leaks_like_one():
+    asked = "A train leaves the old station at nine and travels for three hours before it meets the other one"
+    references = [leakage.Reference(asked, f"v:{i}") for i in range(30)]
+    kept, account = screen(only(leakage="drop"), talk(asked, "b"), references=references)
+    assert not kept and sum(account.dropped.values()) == 1
