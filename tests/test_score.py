@@ -146,10 +146,11 @@ def _remember(made):
 
 
 def test_a_file_that_is_no_scores_is_refused_before_the_work(place, capsys):
-    before = (place / "train.jsonl").read_bytes()
-    said = refused(capsys, words_of(place, place / "train.jsonl"))
-    assert "train.jsonl: is there already and holds no scores, so it is not replaced" in said
-    assert (place / "train.jsonl").read_bytes() == before
+    other = place / "other.jsonl"
+    other.write_bytes((place / "train.jsonl").read_bytes())
+    said = refused(capsys, words_of(place, other))
+    assert "other.jsonl: is there already and holds no scores, so it is not replaced" in said
+    assert other.read_bytes() == (place / "train.jsonl").read_bytes()
 
 
 def test_old_scores_are_replaced(place, tmp_path, whole):
