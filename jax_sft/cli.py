@@ -306,10 +306,12 @@ def _start_distributed() -> None:
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     run = configs.load(options.config, overrides)
-    others = [name for name in ("html", "card", "dump", "score") if getattr(options, name)]
-    if options.clean and others:
-        raise ValueError(f"--clean does not combine with --{others[0]}; call jax-sft data once more for that")
-    _check_apart(run, *(getattr(options, name) for name in others))
+    written = {name: getattr(options, name) for name in ("html", "card", "dump", "score") if getattr(options, name)}
+    if options.clean and written:
+        raise ValueError(f"--clean does not combine with --{next(iter(written))}; call jax-sft data once more for that")
+    if options.score and len(written) > 1:
+        raise ValueError("--score does not combine with --html, --card and --dump; call jax-sft data again for those")
+    _check_apart(run, *written.values())
     if options.clean:
         from jax_sft.data.quality.clean import clean
 
@@ -370,8 +372,6 @@ def _write(path: str, text: str) -> None:
 
 
 def _score(options: argparse.Namespace, run: configs.RunConfig) -> int:
-    if options.html or options.card or options.dump:
-        raise ValueError("--score does not combine with --html, --card and --dump; call jax-sft data again for those")
     out = pathlib.Path(options.score)
     from jax_sft.data.dataset import check_context, tokenize
     from jax_sft.data.scores import check_destination

@@ -180,4 +180,5 @@ def test_sizes_that_only_a_whole_set_has_are_told_at_the_door(folder, key):
 
 def test_weights_of_all_stages_are_enough(folder):
     sets = {name: {"weight": None} for name in ("few", "many")}
-    streamed(folder, data={"sets": sets}, stages=({"steps": 3, "weights": {"few": 1.0}},))
+    run = streamed(folder, data={"sets": sets}, stages=({"steps": 3, "weights": {"few": 1.0}},))
+    assert run.data.stream.on and run.stages[0].weights == {"few": 1.0}
