@@ -4,8 +4,13 @@ Everything is an environment variable, set before jax starts, so that processes 
 climate, and so that tests of `data/` can prove that jax was never imported.
 """
 
+import gc
 import os
 import pathlib
+import sys
+from collections.abc import Iterator
+
+import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -34,3 +39,15 @@ os.environ.update(CLIMATE)
 if not os.environ.get("CI"):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_end_with_their_file() -> Iterator[None]:
+    """Each program that XLA compiles on a CPU keeps tens of memory maps; a process may have 65,530 (vm.max_map_count).
+
+    Past that, jaxlib crashes in whatever it does next: after 40 minutes of tests, at another place each time.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
