@@ -26,6 +26,7 @@ from jax_sft.data.conversation import DataError
 
 EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
 IN_FOLDERS = EXTENSIONS[:-1]  # a .txt of a folder may as well be a licence: it is read where it is named
+CLEANING = ("clean.json", "dropped.jsonl", "changed.jsonl")  # what `--clean` tells of a set, where the first lies
 READ = ", ".join(EXTENSIONS) + " (each also .gz)"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 PARQUET_ROWS_AT_ONCE = 1024
@@ -97,7 +98,8 @@ def parts_of(what: Sequence[str] | Mapping[str, SetConfig]) -> tuple[Part, ...]:
 def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
     """Local files and hub datasets, in the order of `paths`; the matches of a glob and the files of a folder sorted.
 
-    A folder gives every file below it of `IN_FOLDERS`, hidden ones left out. A file named twice is there twice.
+    A folder gives every file below it of `IN_FOLDERS`, but hidden ones; neither a folder nor a glob gives what
+    `--clean` tells of a set. A file named twice is there twice.
 
     Raises:
         DataError: a path is neither there nor a hub id, a glob or a folder gives no file, an extension is unknown.
@@ -109,7 +111,10 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
             inside = [
                 p
                 for p in path.rglob("*")
-                if p.is_file() and _is_read(p, IN_FOLDERS) and not _is_hidden(p.relative_to(path))
+                if p.is_file()
+                and _is_read(p, IN_FOLDERS)
+                and not _is_hidden(p.relative_to(path))
+                and not is_of_cleaning(p.parent, p.name)
             ]
             if not inside:
                 raise DataError(
@@ -121,6 +126,7 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
             found.append(path)
         elif glob.has_magic(text):
             matches = [pathlib.Path(m) for m in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(m)]
+            matches = [m for m in matches if not is_of_cleaning(m.parent, m.name)]
             if not matches:
                 raise DataError(f"{text}: no file matches this pattern{_near(path)}; correct it, or name the files")
             found += matches
@@ -142,6 +148,11 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
                     f"{place}: the extension {extension!r} is not one that is read; write the data as {READ}"
                 )
     return found
+
+
+def is_of_cleaning(folder: pathlib.Path, name: str) -> bool:
+    """Whether a file is what `--clean` tells of the set beside it, not a part of the set."""
+    return name in CLEANING and (folder / CLEANING[0]).is_file()
 
 
 def stem_of(place: pathlib.Path | HubSet) -> str:

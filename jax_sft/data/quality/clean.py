@@ -17,11 +17,11 @@ from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.formats import read_conversations, rows_at
 from jax_sft.data.quality.screen import references_of, rule_of, screened
-from jax_sft.data.source import Part, Row, files_of, parts_of, validation_parts
+from jax_sft.data.source import CLEANING, Part, Row, files_of, parts_of, validation_parts
 
-SUMMARY = "clean.json"
+SUMMARY, DROPPED, CHANGED = CLEANING
 MADE_BY = "jax-sft data --clean"
-RESERVED = ("dropped", "changed", "clean")
+RESERVED = tuple(pathlib.PurePath(name).stem for name in CLEANING)
 # What a conversation says itself, and what would make another format of the row; other columns are written as they are.
 _SAID = {"messages", "conversations", "instruction", "output", "input", "system", "history", "prompt", "completion",
          "text", "tools", "id", "source", "chosen", "answers", "input_ids", "labels", "loss_mask", "assistant_masks",
@@ -92,7 +92,7 @@ def _write(config: DataConfig, parts: tuple[Part, ...], folder: pathlib.Path) ->
     rows = _rows(config, parts)
     files: dict[str, IO[str]] = {}
     try:
-        for name in ("dropped.jsonl", "changed.jsonl"):
+        for name in (DROPPED, CHANGED):
             files[name] = (folder / name).open("w", encoding="utf-8")
         kept = screened(
             read_conversations(config, parts, account),
@@ -104,7 +104,7 @@ def _write(config: DataConfig, parts: tuple[Part, ...], folder: pathlib.Path) ->
         for conversation in kept:
             row, where = next(rows)
             while where != conversation.where:
-                _write_dropped(files["dropped.jsonl"], account, row, where)
+                _write_dropped(files[DROPPED], account, row, where)
                 row, where = next(rows)
             line = _as_row(conversation, _others(row, config.columns))
             name = _file_of(line)
@@ -114,9 +114,9 @@ def _write(config: DataConfig, parts: tuple[Part, ...], folder: pathlib.Path) ->
             written[name] = written.get(name, 0) + 1
             for what, excerpt in account.changes.pop(where, ()):
                 said = {"id": conversation.id, "source": conversation.source, "where": where, "change": what}
-                _dump(files["changed.jsonl"], said | {"rule": rule_of(what), "excerpt": excerpt, "row": row})
+                _dump(files[CHANGED], said | {"rule": rule_of(what), "excerpt": excerpt, "row": row})
         for row, where in rows:
-            _write_dropped(files["dropped.jsonl"], account, row, where)
+            _write_dropped(files[DROPPED], account, row, where)
     finally:
         for file in files.values():
             file.close()

@@ -23,7 +23,8 @@ FIELDS = (
     "query",
     "text",
 )  # of benchmarks, the first that is there
-SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10  # a prompt of less says nothing
+SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10  # shorter ones, such as "Go on", leak where they are all the user says
+REASON = "leakage: a prompt of the validation set or of a benchmark"
 COMMON = 10  # prompts with the same run of words: it is of their form, not of one of them
 
 
@@ -33,17 +34,21 @@ class Reference:
 
     text: str
     where: str
+    is_all: bool = True  # all that the user says there; not one turn of several
 
 
 def prompts_of(conversations: Iterable[Conversation]) -> Iterator[Reference]:
     """What users say in validation conversations, turn by turn."""
     for of in conversations:
-        where = of.where or of.id
-        if of.text is not None:
-            yield Reference(of.prompt_text or of.text, where)
-        for message in of.messages:
-            if message.role == "user":
-                yield Reference(message.content, where)
+        said = _asked(of)
+        yield from (Reference(text, of.where or of.id, is_all=len(said) == 1) for text in said)
+
+
+def _asked(of: Conversation) -> list[str]:
+    """What the user says, turn by turn; of a text its prompt, or all of it."""
+    if of.text is not None:
+        return [of.prompt_text or of.text]
+    return [message.content for message in of.messages if message.role == "user"]
 
 
 def benchmark_prompts(paths: Sequence[str], *, split: str) -> Iterator[Reference]:
@@ -57,7 +62,7 @@ def benchmark_prompts(paths: Sequence[str], *, split: str) -> Iterator[Reference
         if isinstance(turns, list):
             said = [t.get("content") or t.get("value") for t in turns if isinstance(t, dict)
                     and (t.get("role") or t.get("from")) in ("user", "human")]  # fmt: skip
-            yield from (Reference(text, where) for text in said if isinstance(text, str))
+            yield from (Reference(text, where, is_all=len(said) == 1) for text in said if isinstance(text, str))
             continue
         text = next((row[f] for f in FIELDS if isinstance(row.get(f), str) and row[f].strip()), None)
         if text is None:
@@ -77,6 +82,7 @@ class Leaks:
         self._counts: list[int] = []
         found: dict[int, list[int]] = collections.defaultdict(list)
         self._lengths: dict[bool, set[int]] = {True: set(), False: set()}
+        self._short: dict[tuple[str, ...], str] = {}  # what is all that a user says -> place
         known: set[tuple[str, ...]] = set()  # a prompt that is there several times is no form that several share
         for reference in references:
             cjk, parts = _parts(reference.text)
@@ -86,6 +92,8 @@ class Leaks:
             full = config.leakage_characters if cjk else config.leakage_words
             length = min(full, len(parts))
             if length < min(full, SHORTEST_CHARACTERS if cjk else SHORTEST_WORDS):
+                if parts and reference.is_all:
+                    self._short[tuple(parts)] = reference.where
                 continue
             runs = set(_runs(parts, length))
             self._lengths[cjk].add(length)
@@ -100,10 +108,14 @@ class Leaks:
                     self._counts[i] -= 1
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places) + len(self._short)
 
     def __call__(self, view: View) -> Finding | None:
-        """The reference that most of is in the conversation."""
+        """The reference that most of is in the conversation, or that is all the user says in it."""
+        if self._short and len(asked := _asked(view.conversation)) == 1:
+            where = self._short.get(tuple(_parts(asked[0])[1]))
+            if where is not None:
+                return Finding(REASON, f"of {where}: {asked[0][:200]}")
         for text in view.texts:
             if not text:
                 continue
@@ -115,10 +127,7 @@ class Leaks:
                         hits[i].add(run)
             best = max(hits, key=lambda i: (len(hits[i]) / self._counts[i], -i), default=None)
             if best is not None and len(hits[best]) >= self._config.leakage_share * self._counts[best]:
-                return Finding(
-                    "leakage: a prompt of the validation set or of a benchmark",
-                    f"of {self._places[best]}: {text[:200]}",
-                )
+                return Finding(REASON, f"of {self._places[best]}: {text[:200]}")
         return None
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.source import (
+    CLEANING,
     EXTENSIONS,
     IN_FOLDERS,
     READ,
@@ -185,9 +186,11 @@ def _far(url: str) -> list[Shard]:
         if glob.has_magic(path) and not url.startswith(("http://", "https://")):
             known = files.glob(path, detail=True)
         elif not url.startswith(("http://", "https://")) and files.isdir(path):
-            inside = files.find(path, detail=True)
+            inside = {pathlib.PurePosixPath(name): info for name, info in files.find(path, detail=True).items()}
             known = {
-                name: info for name, info in inside.items() if extension_of(pathlib.PurePath(name))[0] in IN_FOLDERS
+                str(at): info
+                for at, info in inside.items()
+                if extension_of(at)[0] in IN_FOLDERS and not (at.name in CLEANING and at.parent / CLEANING[0] in inside)
             }
         else:
             return [Shard(url, files.info(path).get("size"))]

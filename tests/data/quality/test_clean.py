@@ -13,7 +13,8 @@ from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.dataset import tokenize
 from jax_sft.data.formats import read_conversations
 from jax_sft.data.quality.clean import clean
-from jax_sft.data.source import parts_of
+from jax_sft.data.source import files_of, parts_of
+from jax_sft.data.stream.shards import shards_of
 from tests.data.test_dataset import CHATML, ChatTemplate, byte_tokenizer, contents
 
 SAID = "Plants take up carbon dioxide through small pores in their leaves."
@@ -199,3 +200,15 @@ def test_masks_of_given_tokens_are_written_once(tmp_path):
     (again,) = read_conversations(DataConfig(), parts_of((str(tmp_path / "out" / "a.tokens.jsonl"),)), Account())
     (first,) = read_conversations(DataConfig(), parts_of((path,)), Account())
     assert again.tokens == first.tokens
+
+
+def test_the_folder_is_named_whole_or_by_a_glob_and_what_was_left_out_is_not_read(tmp_path, config):
+    clean(config, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "clean.json").read_text("utf-8"))
+    names = set(summary["written"])
+    assert summary["dropped"] and "dropped.jsonl" not in names
+    for path in (tmp_path / "out", tmp_path / "out" / "*.jsonl"):
+        assert {place.name for place in files_of([str(path)])} == names
+    assert {shard.name for shard in shards_of([f"file://{tmp_path}/out"])} == names
+    (tmp_path / "out" / "clean.json").unlink()  # then they are names like others
+    assert {place.name for place in files_of([str(tmp_path / "out")])} == names | {"dropped.jsonl", "changed.jsonl"}

@@ -343,3 +343,17 @@ def test_a_prompt_that_is_there_many_times_leaks_like_one():
     references = [leakage.Reference(asked, f"v:{i}") for i in range(30)]
     kept, account = screen(only(leakage="drop"), talk(asked, "b"), references=references)
     assert not kept and sum(account.dropped.values()) == 1
+
+
+def test_a_short_prompt_leaks_where_it_is_all_that_the_user_says():
+    references = list(leakage.prompts_of([talk("Capital of Peru?", "Lima."), talk("Good day!", "a", "Go on", "b")]))
+    rows = [
+        talk("capital of  PERU?", "b"),
+        talk("Capital of Peru?", "b", "And of Chile?", "c"),
+        talk("Good day!", "b"),
+        talk("秘鲁的首都", "b"),
+    ]
+    references += [leakage.Reference("秘鲁的首都", "b:1")]
+    kept, account = screen(only(leakage="drop"), *rows, references=references)
+    assert [c.messages[0].content for c in kept] == ["Capital of Peru?", "Good day!"]
+    assert account.dropped == {leakage.REASON: 2}
