@@ -80,7 +80,7 @@ class Bare:
 
     @functools.cached_property
     def _window(self) -> int:
-        return len(self.template.encode(self.header, escaped=False)[0]) + _MOST_BESIDE_HEADER
+        return len(self.template.encode(self.header, escaped=False).ids) + _MOST_BESIDE_HEADER
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  lives as long as one scoring
     def _header_tokens(self, window: tuple[int, ...]) -> int:

@@ -7,7 +7,6 @@ tokenised once with offsets; spans.py says which characters teach, control.py ke
 Letters: T position in a sequence.
 """
 
-import bisect
 import collections
 import json
 import unicodedata
@@ -23,6 +22,7 @@ from jax_sft.data.control import BrokenTextError
 from jax_sft.data.conversation import Account, Conversation, DataError, Message, Sequence, Tokens
 from jax_sft.data.facts import NoFitError, RefusedError
 from jax_sft.data.template import WAY_OUT, BrokenTemplateError, ChatTemplate
+from jax_sft.data.words import Encoded
 
 __all__ = ["ChatTemplate", "to_sequences"]
 
@@ -128,13 +128,14 @@ def _encoded_chat(
     encoded = []
     for rendering in renderings:
         changes.update(rendering.notes)
-        ids, offsets = template.encode(rendering.text, escaped=chat.escaped)
+        tokens = template.encode(rendering.text, escaped=chat.escaped)
+        ids = tokens.ids
         weight_of = np.full(len(ids), everywhere, np.float32)
         said: dict[int, list[str]] = {}  # message -> the text of its trained tokens
         for span in rendering.spans:
-            tokens = _tokens_of(offsets, span)
-            weight_of[tokens] = weights[span.message]
-            said.setdefault(span.message, []).append(template.decode(ids[tokens]))
+            here = _tokens_of(tokens, span)
+            weight_of[here] = weights[span.message]
+            said.setdefault(span.message, []).append(template.decode(ids[here]))
         for i, texts in said.items():
             _check(conversation.messages[i], "".join(texts), changes)
         encoded.append((ids, weight_of))
@@ -173,14 +174,14 @@ def _why_none(messages: Several[Message], config: DataConfig) -> str:
     return f"those with a role in data.train_on = {config.train_on!r} have train = false"
 
 
-def _tokens_of(offsets: list[tuple[int, int]], span: spans.Span) -> slice:
+def _tokens_of(tokens: Encoded, span: spans.Span) -> slice:
     """The tokens that hold a character of the span.
 
     A byte-level tokenizer may cut the leading blank off a token's offsets, and gives all tokens of one emoji the same
     offsets: so the first token is the first that ends behind the start, not the first that starts there.
     """
-    first = bisect.bisect_right(offsets, span.start, key=lambda o: o[1])
-    return slice(first, bisect.bisect_left(offsets, span.end, lo=first, key=lambda o: o[0]))
+    first = tokens.ending_by(span.start)
+    return slice(first, max(first, tokens.starting_before(span.end)))
 
 
 def _check(message: Message, decoded: str, changes: set[str]) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from jax_sft.data.conversation import DataError
+from jax_sft.data.words import Encoded
 
 # Unicode sets these characters apart for use inside a program: no text that is exchanged holds them.
 _FIRST_ESCAPE, _FIRST_ALIAS, _MARKS = 0xFDD0, 0xFDE0, 14  # facts.py takes U+FDDE and U+FDDF
@@ -46,6 +47,8 @@ class ControlText:
         self.tokens = frozenset(special + written)
         self.pattern = _any_of(special + written)
         self._trusted_pattern = _any_of(special + [t for t in written if not _MARKUP.fullmatch(t)])
+        self._searched = re.compile(f"{self.pattern.pattern}|{_MARK.pattern}")
+        self._trusted_searched = re.compile(f"{self._trusted_pattern.pattern}|{_MARK.pattern}")
         firsts = sorted({t[0] for t in self.tokens})
         if len(firsts) > _MARKS:
             raise DataError(
@@ -62,8 +65,8 @@ class ControlText:
     def found_in(self, value: Any, *, role: str = "") -> bool:
         """Whether a text (or a list or mapping that holds texts) holds control text, or what escaping would need."""
         if isinstance(value, str):
-            pattern = self._trusted_pattern if role in _TRUSTED_ROLES else self.pattern
-            if pattern.search(value) or _MARK.search(value):
+            pattern = self._trusted_searched if role in _TRUSTED_ROLES else self._searched
+            if pattern.search(value):
                 return True
             return self._loose and bool(pattern.search(self._backend.normalizer.normalize_str(value)))
         if isinstance(value, Mapping):
@@ -93,8 +96,8 @@ class ControlText:
         """What was escaped, as it was written."""
         return text.translate(self._restore)
 
-    def encode(self, escaped: str) -> tuple[list[int], Encoding]:
-        """Token ids of a rendering with escapes, and the encoding for its offsets (they count characters of `escaped`).
+    def encode(self, escaped: str) -> Encoded:
+        """The tokens of a rendering with escapes; positions count characters of `escaped`.
 
         Only the control tokens of `escaped` become control tokens; its escapes are encoded as the text they stand for.
 
@@ -112,7 +115,7 @@ class ControlText:
             raise BrokenTextError(
                 f"the tokenizer makes the control token {token!r} out of plain text; take the text out"
             )
-        return id_of[encoding.ids].tolist(), encoding
+        return Encoded(id_of[encoding.ids].tolist(), encoding.offsets)
 
 
 def _any_of(tokens: list[str]) -> re.Pattern[str]:

@@ -8,6 +8,7 @@ it inside a conversation and at its end, which tokens inference must stop at. St
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -51,6 +52,11 @@ class Facts:
     stops: tuple[str, ...]  # control tokens that end an answer; the first one is added where the template writes none
     tagged: bool  # whether the template carries {% generation %} marks
     control: re.Pattern[str]
+
+    @functools.cached_property
+    def stop(self) -> re.Pattern[str]:
+        """One of the stops, and blanks before it."""
+        return re.compile(r"\s*(?:" + "|".join(map(re.escape, self.stops)) + ")")
 
     @classmethod
     def probe(

@@ -61,14 +61,14 @@ def read_conversations(config: DataConfig, parts: Sequence[Part], account: Accou
             )
     names = {part.name for part in parts} - {None}
     for part, place in [(of, place) for of in parts for place in files_of(of.paths)]:
-        format = "auto"
+        format, source = "auto", stem_of(place)
         for row, where in rows_at(place, config):
             if format == "auto":  # the first row
                 _check_columns(row, where, config.columns)
                 format = detect(row, where, columns=config.columns) if config.format == "auto" else config.format
             account.read += not part.takes_held_out
             try:
-                conversation = _taken(row, where, config, part, format=format, source=stem_of(place))
+                conversation = _taken(row, where, config, part, format=format, source=source)
             except Untrainable as reason:
                 if not part.takes_held_out:  # the training set's account has it already
                     account.drop(str(reason), where)

@@ -23,6 +23,8 @@ ROLES = {role: role for role in ("system", "developer", "user", "assistant", "to
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 # Devices take what is below the smallest normal float32 for 0.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+# What a message is made of; a `content` beside the `value` that was read would take its place in the rendering.
+_OWN = frozenset(("role", "content", "from", "value", "train", "weight", "loss_weight", "tool_calls", "function_call"))
 _REASONING_PARTS = ("reasoning", "thinking")
 _SPOKEN_PARTS = ("text", *_REASONING_PARTS, "tool_call")
 
@@ -67,8 +69,6 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
         content, calls = "", [*calls, *_written_calls(content, where)]
     text, thought, said_calls = _content("" if content is None and calls else content, where)
     calls += said_calls
-    # A `content` beside the `value` that was read would take its place in the rendering.
-    own = {"role", "content", "from", "value", "train", "weight", "loss_weight", "tool_calls", "function_call"}
     said = turn.get("train")
     if said is not None and not isinstance(said, bool):
         raise DataError(f"{where}: the train of a message is {said!r}; write true or false")
@@ -83,7 +83,7 @@ def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *,
         content=text,
         train=train if said is None else said,
         weight=_weight(turn, where),
-        extra={key: value for key, value in turn.items() if key not in own and value is not None}
+        extra={key: value for key, value in turn.items() if key not in _OWN and value is not None}
         | ({"reasoning_content": thought} if thought else {})
         | ({"tool_calls": calls} if calls else {}),
     )

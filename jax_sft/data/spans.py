@@ -220,7 +220,6 @@ def _ended(
     Raises:
         NoFitError: the template writes no such token inside a conversation.
     """
-    stop = re.compile(r"\s*(?:" + "|".join(map(re.escape, facts.stops)) + ")")
     out = []
     spans = sorted(spans, key=lambda s: s.start)
     last_of = {span.message: span for span in spans}
@@ -228,7 +227,7 @@ def _ended(
         end, message = span.end, messages[span.message]
         is_end = message["role"] == "assistant" and last_of[span.message] is span
         if is_end and not text[span.start : end].rstrip().endswith(facts.stops):
-            behind = stop.match(text, end)
+            behind = facts.stop.match(text, end)
             if behind:  # marks that leave it out, or the header that GLM stops at
                 end = behind.end()
             elif not facts.writes_end and (end == len(text) or not message.get("tool_calls")):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -139,10 +140,10 @@ class Writer:
         self._put("tokens_M", sequence.tokens_T)
         self._put("targets_M", sequence.targets_T)
         self._put("weights_M", sequence.weights_T)
-        self._put("lengths_N", [len(sequence.tokens_T)])
-        self._put("trained_N", [trained])
-        self._put("source_ids_N", [source_id])
-        self._put("id_lengths_N", [len(name)])
+        self._put_one("lengths_N", len(sequence.tokens_T))
+        self._put_one("trained_N", trained)
+        self._put_one("source_ids_N", source_id)
+        self._put_one("id_lengths_N", len(name))
         self._put("id_bytes", np.frombuffer(name, np.uint8))
         self._digest.update(f"{len(sequence.tokens_T)} {sequence.source}\n".encode("utf-8", "surrogatepass"))
         for array in (sequence.tokens_T, sequence.targets_T, sequence.weights_T):
@@ -173,6 +174,10 @@ class Writer:
     def _put(self, name: str, values: Any) -> None:
         self._files[name].write(np.asarray(values, ARRAYS[name]).tobytes())
         self._counts[name] += len(values)
+
+    def _put_one(self, name: str, number: int) -> None:
+        self._files[name].write(number.to_bytes(4, sys.byteorder))  # int32, as all arrays of one number a sequence
+        self._counts[name] += 1
 
     def _write_header(self, name: str) -> None:
         # numpy leaves room in the header for a longer count, so that it can be written again.

@@ -4,7 +4,6 @@ In: a Hugging Face fast tokenizer, a Jinja text, messages. Out: the rendering, i
 the stop ids. Control text inside messages is escaped before the template sees it and encoded as text (control.py).
 """
 
-import bisect
 import copy
 import functools
 import hashlib
@@ -21,6 +20,7 @@ from jax_sft.config import TEMPLATES
 from jax_sft.data.control import BrokenTextError, ControlText
 from jax_sft.data.conversation import DataError, Message
 from jax_sft.data.facts import Dicts, Facts, NoFitError, RefusedError
+from jax_sft.data.words import Encoded, Words
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 WAY_OUT = "set model.chat_template to a copy of the template with {% generation %} marks around what is trained"
@@ -157,12 +157,16 @@ class ChatTemplate:
             DataError: the template refuses the messages.
         """
         chat = self.prepare(messages, tools=tools)
-        return self.encode(_or_data_error(chat, True), escaped=chat.escaped)[0]
+        return self.encode(_or_data_error(chat, True), escaped=chat.escaped).ids
 
     @functools.cached_property
     def control(self) -> ControlText:
         """The control tokens of this tokenizer and template."""
         return ControlText(self._backend, self._template or "")
+
+    @functools.cached_property
+    def _words(self) -> Words:
+        return Words(self._backend)
 
     @property
     def facts(self) -> Facts:
@@ -228,21 +232,19 @@ class ChatTemplate:
             tools = self.control.escape(tools)
         return Chat(self, tools, arguments=arguments, messages=dicts, escaped=found, as_parts=as_parts, facts=facts)
 
-    def encode(self, text: str, *, escaped: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a rendering and the characters [start, end) of each; nothing is added.
+    def encode(self, text: str, *, escaped: bool) -> Encoded:
+        """The tokens of a rendering; nothing is added.
 
         Raises:
             BrokenTextError: the text is no valid Unicode.
         """
         try:
             if escaped:
-                ids, encoding = self.control.encode(text)
-                return ids, encoding.offsets
+                return self.control.encode(text)
             self._backend.encode_special_tokens = False
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            return self._words.encode(text)
         except (UnicodeEncodeError, TypeError) as error:
             raise BrokenTextError("a text holds half of a surrogate pair, which is no character; repair it") from error
-        return encoding.ids, encoding.offsets
 
     def encode_text(self, text: str, *, prompt: str = "") -> tuple[list[int], int]:
         """Token ids of a prompt and the text behind it, and how many of them end within the prompt.
@@ -258,11 +260,12 @@ class ChatTemplate:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if eos is None:
             raise DataError("a text cannot be ended, the tokenizer has no eos_token; name one in tokenizer_config.json")
-        ids, offsets = self.encode(prompt + text, escaped=False)
+        encoded = self.encode(prompt + text, escaped=False)
+        ids = encoded.ids
         if not ids:
             return [], 0
         before = [bos] if bos is not None and self._adds_bos and ids[0] != bos else []
-        num_prompt_tokens = bisect.bisect_right(offsets, len(prompt), key=lambda o: o[1]) if prompt else 0
+        num_prompt_tokens = encoded.ending_by(len(prompt)) if prompt else 0
         return [*before, *ids, *([] if ids[-1] == eos else [eos])], len(before) + num_prompt_tokens
 
     @functools.cached_property

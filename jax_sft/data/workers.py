@@ -1,7 +1,8 @@
 """Conversations become sequences, in this process or in workers, in the order they came in.
 
 In: conversations and a chat template. Out: chunks of sequences, each with the account of its conversations. Workers
-are started afresh (spawn), import no jax, and leave when the process that started them does.
+import no jax, and leave when the process that started them does. They are copies of it (fork) where it has nothing that
+cannot be copied, and else are started afresh (spawn), which takes each a second of imports.
 """
 
 import collections
@@ -15,9 +16,12 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Literal
+
+from tqdm import TMonitor
 
 from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate, to_sequences
@@ -25,7 +29,8 @@ from jax_sft.data.conversation import Account, Conversation, DataError, Sequence
 
 CHUNK = 64  # conversations a worker gets at once
 AHEAD = 4  # chunks that wait for each worker
-ALONE_SECONDS = 3.0  # of work in this process before workers are started unasked: each takes a second to start
+# Of work in this process before workers are started unasked, by how they start.
+ALONE_SECONDS = {"fork": 0.2, "spawn": 3.0}
 MOST_UNASKED = 8  # more would wait for the process that reads
 
 _mine: tuple[ChatTemplate, DataConfig]  # of a worker, set when it starts
@@ -44,8 +49,8 @@ def tokenized(
     """
     chunks = _chunks(conversations)
     number = _unasked() if config.workers is None else config.workers
-    begun = time.monotonic()
-    while not number or (config.workers is None and time.monotonic() - begun < ALONE_SECONDS):
+    begun, alone = time.monotonic(), ALONE_SECONDS[start_method()]
+    while not number or (config.workers is None and time.monotonic() - begun < alone):
         chunk = next(chunks, None)
         if chunk is None:
             return
@@ -75,6 +80,12 @@ def _unasked() -> int:
     return min(cores, MOST_UNASKED) if cores > 1 else 0
 
 
+def start_method() -> Literal["fork", "spawn"]:
+    """Fork on Linux, where neither jax nor another thread of Python could be caught in the middle of something."""
+    others = [t for t in threading.enumerate() if t is not threading.current_thread() and not isinstance(t, TMonitor)]
+    return "fork" if sys.platform == "linux" and "jax" not in sys.modules and not others else "spawn"
+
+
 @contextlib.contextmanager
 def workers(
     template: ChatTemplate, config: DataConfig, number: int
@@ -82,9 +93,10 @@ def workers(
     """A pool of `number` processes that hold the template; they start when they get work."""
     with (
         _main_hidden(),
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),  # Python 3.12 on any fork with threads
         concurrent.futures.ProcessPoolExecutor(
             number,
-            mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the threads of jax and of tokenizers
+            mp_context=multiprocessing.get_context(start_method()),
             initializer=_start,
             initargs=(template, config),
         ) as pool,

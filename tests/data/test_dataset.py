@@ -6,7 +6,10 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -23,7 +26,7 @@ from jax_sft.data.dataset import TokenizedSet, dump, tokenize
 from jax_sft.data.quality.duplicates import SAME_CONTENT
 from jax_sft.data.quality.screen import BOTH_STAY
 from jax_sft.data.source import parts_of
-from jax_sft.data.workers import _unasked, workers
+from jax_sft.data.workers import ALONE_SECONDS, _unasked, workers
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -277,7 +280,8 @@ def test_order_account_and_fingerprint_do_not_depend_on_the_number_of_workers(tm
 @pytest.mark.parametrize(("seconds", "started"), [(0.0, [2]), (3600.0, [])])
 def test_workers_are_started_unasked_for_what_is_left_of_a_large_set(tmp_path, template, monkeypatch, seconds, started):
     monkeypatch.setattr("jax_sft.data.workers.CHUNK", 16)
-    monkeypatch.setattr("jax_sft.data.workers.ALONE_SECONDS", seconds)
+    for way in ("fork", "spawn"):
+        monkeypatch.setitem(ALONE_SECONDS, way, seconds)
     monkeypatch.setattr("jax_sft.data.workers._unasked", lambda: 2)
     numbers = []
     monkeypatch.setattr("jax_sft.data.workers.workers", lambda *args: numbers.append(args[2]) or workers(*args))
@@ -301,11 +305,53 @@ def test_a_worker_imports_no_jax_and_not_the_main_module(tmp_path, template, mon
     main.__file__ = str(tmp_path / "main.py")
     (tmp_path / "main.py").write_text("import wave\nraise SystemExit('the main module ran again')")
     monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr("jax_sft.data.workers.start_method", lambda: "spawn")
     with workers(template, DataConfig(), 1) as pool:
         names = pool.submit(eval, "sorted(__import__('sys').modules)").result()
     assert sys.modules["__main__"] is main
     assert "jax_sft.data.chat" in names
     assert not {"jax", "jaxlib", "flax", "torch", "wave"} & set(names)
+
+
+COPIED = """
+import os, signal, sys, threading, time
+from jax_sft.config import DataConfig
+from jax_sft.data import workers
+from tests.data.test_dataset import CHATML, ChatTemplate, byte_tokenizer, read
+assert workers.start_method() == "fork"
+template = ChatTemplate(byte_tokenizer(), template=CHATML)
+alone, two = (read(sys.argv[1], template, workers=n) for n in (0, 2))
+assert alone.fingerprint == two.fingerprint and alone.account == two.account
+with workers.workers(template, DataConfig(), 1) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    thread = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+    thread.start()
+    assert workers.start_method() == "spawn"
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
+def test_workers_are_copies_where_there_is_nothing_that_cannot_be_copied(tmp_path):
+    path = write(tmp_path / "set.jsonl", count=200)
+    done = subprocess.run([sys.executable, "-c", COPIED, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    child, deadline = int(done.stdout.split()[0]), time.monotonic() + 30
+    while pathlib.Path(f"/proc/{child}").exists() and "Z" not in state_of(child):
+        assert time.monotonic() < deadline, "the worker outlives the process that it was copied from"
+        time.sleep(0.05)
+    beside_jax = subprocess.run(
+        [sys.executable, "-c", "import jax\nfrom jax_sft.data import workers\nprint(workers.start_method())"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert beside_jax.stdout.strip() == "spawn"
+
+
+def state_of(process: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def test_an_error_in_a_worker_comes_out_as_it_is(tmp_path, template):

@@ -119,8 +119,8 @@ def by_hand(path, template, nll_of):
             answer = message["content"] + "<|im_end|>\n"
             text = before + answer
             if message["role"] == "assistant":
-                ids, short = (template.encode(t, escaped=False)[0] for t in (text, HEADER + answer))
-                n = len(template.encode(answer, escaped=False)[0])
+                ids, short = (template.encode(t, escaped=False).ids for t in (text, HEADER + answer))
+                n = len(template.encode(answer, escaped=False).ids)
                 loss += nll_of(ids)[-n:].sum()
                 alone += nll_of(short)[-n:].sum()
                 count += n
@@ -187,7 +187,7 @@ def test_texts_without_a_prompt_have_a_loss_alone(tmp_path, template, params, nl
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "one"}\n{"text": "the sky is blue"}\n')
     found = scores_of(set_of(path, template, format="text"), template, params)
-    ids = template.encode("one<|im_end|>", escaped=False)[0]
+    ids = template.encode("one<|im_end|>", escaped=False).ids
     assert found[0].loss == pytest.approx(nll_of(ids).mean(), rel=1e-5)
     assert [(s.loss_without_prompt, s.ratio) for s in found] == [(None, None)] * 2
 

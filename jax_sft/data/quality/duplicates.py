@@ -47,7 +47,8 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _digest(part: Any) -> bytes:
+def key_of(part: Any) -> bytes:
+    """What `Seen` knows a part by."""
     return hashlib.blake2b(json.dumps(part, default=str).encode(), digest_size=16).digest()
 
 
@@ -57,13 +58,13 @@ class Seen:
     def __init__(self) -> None:
         self._places: dict[bytes, str] = {}
 
-    def find(self, part: Any) -> str | None:
+    def find(self, key: bytes) -> str | None:
         """The place of the first that had it."""
-        return self._places.get(_digest(part))
+        return self._places.get(key)
 
-    def add(self, part: Any, where: str) -> None:
+    def add(self, key: bytes, where: str) -> None:
         """Remember it, unless it was there before."""
-        self._places.setdefault(_digest(part), where)
+        self._places.setdefault(key, where)
 
 
 def shingles(text: str) -> np.ndarray:

@@ -26,6 +26,7 @@ from jax_sft.data.quality.duplicates import (
     Near,
     Seen,
     content_of,
+    key_of,
     prompt_of,
     repeats,
 )
@@ -192,13 +193,16 @@ def _screen(
 
 def _repeated(view: View, where: str, config: QualityConfig, seen: _Seen, notes: list[Finding]) -> Finding | None:
     """Why the conversation is left out as one that was there before, if it is; it is remembered if it is not."""
-    content, prompt = content_of(view.conversation), None
-    first = seen.content.find(content) if seen.content else None
+    content = key_of(content_of(view.conversation)) if seen.content else None
+    id = key_of(view.conversation.id) if seen.id else None
+    prompt = None
+    first = seen.content.find(content) if seen.content and content else None
     is_same = first is not None
     found: list[tuple[str, str, str | None]] = [(config.same_content, SAME_CONTENT, first)]
-    if seen.id is not None:
-        found.append((config.same_id, SAME_ID, seen.id.find(view.conversation.id)))
-    if seen.prompt is not None and not is_same and (prompt := prompt_of(view)) is not None:
+    if seen.id is not None and id is not None:
+        found.append((config.same_id, SAME_ID, seen.id.find(id)))
+    if seen.prompt is not None and not is_same and (asked := prompt_of(view)) is not None:
+        prompt = key_of(asked)
         found.append((config.same_prompt, SAME_PROMPT, seen.prompt.find(prompt)))
     sketch = near = None
     # The costly one last, and not for what is left out without it.
@@ -213,10 +217,10 @@ def _repeated(view: View, where: str, config: QualityConfig, seen: _Seen, notes:
             return repeats(reason, earlier, view)
         stays = BOTH_STAY if reason in (SAME_CONTENT, SAME_ID) else ""
         notes.append(repeats(reason + stays, earlier, view))
-    if seen.content is not None:
+    if seen.content is not None and content is not None:
         seen.content.add(content, where)
-    if seen.id is not None:
-        seen.id.add(view.conversation.id, where)
+    if seen.id is not None and id is not None:
+        seen.id.add(id, where)
     if seen.prompt is not None and prompt is not None:
         seen.prompt.add(prompt, where)
     if seen.near is not None and sketch is not None and near is None:
