@@ -303,7 +303,6 @@ def test_every_reason_belongs_to_its_rule():
         ({"personal_kinds": ("mail",)}, r"personal_kinds: 'mail' is no kind; did you mean email\?; the kinds are iban"),
         ({"max_loss": 3.0}, r"data.quality.max_loss judges data.quality.scores, which is not set; name the file"),
         ({"scores": "s.jsonl"}, r"data.quality.scores is set, but no bound; set data.quality.min_ratio"),
-        ({"benchmarks": ("b.jsonl",)}, r"benchmarks is set, but data.quality.leakage = 'off'; set it to 'note'"),
         (
             {"scores": "s", "min_ratio": 2.0, "max_ratio": 1.0},
             r"min_ratio = 2.0 is above max_ratio = 1.0, nothing lies between",
@@ -323,6 +322,48 @@ def test_every_reason_belongs_to_its_rule():
 def test_rules_that_cannot_be_followed_are_told_at_the_door(quality, problem):
     with pytest.raises(ConfigError, match=problem):
         from_config_dict({**RUN, "data": {"train": ("a.jsonl",), "quality": quality}})
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "value"),
+    [
+        ("wrong_language", "language_by", "model"),
+        ("length", "min_answer_characters", 2),
+        ("length", "max_answer_characters", 900),
+        ("length", "max_length_deviation", 4.0),
+        ("words", "word_lists", ("words.txt",)),
+        ("score", "scores", "scores.jsonl"),
+        ("score", "max_loss", 3.0),
+        ("leakage", "benchmarks", ("b.jsonl",)),
+        ("leakage", "leakage_words", 8),
+        ("leakage", "leakage_characters", 8),
+        ("leakage", "leakage_share", 0.9),
+        ("near_duplicate", "near_duplicate_similarity", 0.7),
+    ],
+)
+def test_a_key_whose_rule_is_off_would_do_nothing_and_is_told_at_the_door(rule, key, value):
+    quality = {rule: "off", key: value} | ({"scores": "scores.jsonl"} if key == "max_loss" else {})
+    said = rf"quality.{key} is set, but data.quality.{rule} = 'off'; set {rule} to 'note' or 'drop', or leave {key} out"
+    with pytest.raises(ConfigError, match=said):
+        from_config_dict({**RUN, "data": {"train": ("a.jsonl",), "quality": quality}})
+
+
+def test_kinds_of_personal_data_are_told_where_none_is_looked_for():
+    said = (
+        r"personal_kinds is set, but data.quality.personal_data = 'off'; set personal_data to 'note', 'drop' or 'mask'"
+    )
+    with pytest.raises(ConfigError, match=said):
+        from_config_dict({**RUN, "data": {"train": ("a.jsonl",), "quality": {"personal_kinds": ("email",)}}})
+
+
+def test_scores_that_a_stage_goes_by_need_no_rule_but_their_bounds_do():
+    run = {"model": {"path": "m"}, "stages": [{"steps": 3, "order": "score"}]}
+    quality = {"scores": "scores.jsonl", "score": "off"}
+    assert from_config_dict({**run, "data": {"train": ("a.jsonl",), "quality": quality}}).data.quality.score == "off"
+    with pytest.raises(ConfigError) as caught:
+        from_config_dict({**run, "data": {"train": ("a.jsonl",), "quality": quality | {"max_loss": 3.0}}})
+    assert "data.quality.max_loss is set, but data.quality.score = 'off'" in str(caught.value)
+    assert "data.quality.scores" not in str(caught.value)
 
 
 def test_a_library_that_a_rule_needs_is_asked_for_at_the_door(monkeypatch):
