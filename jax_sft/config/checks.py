@@ -101,6 +101,9 @@ def _source_checks(run: RunConfig) -> Iterator[str]:
 
 def _data_checks(run: RunConfig) -> Iterator[str]:
     """What is read, and which of it teaches."""
+    for key, of in (("data.sets", run.data.sets), ("data.validation_sets", run.data.validation_sets)):
+        if any(not name.strip() for name in of):
+            yield f"{key}: a set has an empty name, which no log could tell; give it one"
     if not run.data.train and not run.data.sets:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
     yield from _mixture_checks(run)
