@@ -177,7 +177,11 @@ def test_scores_are_judged_by_id_and_a_missing_one_is_noted(tmp_path):
         (["x"], r"scores.jsonl:1: is no score; write an object with id, loss"),
         (['{"id": "a", "ratio": 1}', '{"id": "a", "ratio": 1}'], r":2: the id 'a' has a score already"),
         (['{"id": "a", "loss": 1}'], r":1: has no 'ratio', which the bounds"),
-        (['{"id": "a", "ratio": "1"}'], r":1: ratio is '1'; write a number, or null"),
+        (['{"id": "a", "ratio": "1"}'], r":1: ratio is '1'; write a finite number, or null"),
+        (['{"id": "a", "ratio": NaN}'], r":1: ratio is nan; write a finite number, or null where there is none"),
+        (['{"id": "a", "ratio": 1}', '{"id": "b", "ratio": -Infinity}'], r":2: ratio is -inf; write a finite number"),
+        (['{"id": "a", "ratio": 1, "loss": 1e999}'], r":1: loss is inf; write a finite number"),
+        (['{"id": "a", "ratio": 1' + "0" * 400 + "}"], r":1: ratio is 10+; write a finite number"),
         ([], r"scores.jsonl: holds no score; write JSON lines"),
     ],
 )
