@@ -1,6 +1,7 @@
 """The cleaned set: what is written is what is trained on, and every row is somewhere."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 
@@ -133,6 +134,22 @@ def test_an_own_folder_is_replaced_and_another_one_left_alone(tmp_path, config):
     with pytest.raises(DataError, match=r"texts.jsonl: is a file, where a folder is to be written"):
         clean(dataclasses.replace(config, train=config.train[:1]), tmp_path / "texts.jsonl")
     assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path, config, monkeypatch):
+    below = tmp_path / "texts.jsonl" / "out"
+    said = (
+        r"texts.jsonl/out: the folder cannot be made \(Not a directory\); name another, in a place where you may write"
+    )
+    with pytest.raises(DataError, match=said):
+        clean(dataclasses.replace(config, train=config.train[:1]), below)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"):  # of which another sentence is said
+        clean(config, tmp_path / "new")
 
 
 def test_screening_does_not_depend_on_the_number_of_workers(config):
