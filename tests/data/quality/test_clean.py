@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import pathlib
 
@@ -179,6 +180,34 @@ def test_the_cache_knows_the_rules_and_the_files_they_read(tmp_path, config):
     keys += [key(references=(asked,), leakage="note")]
     assert len(set(keys)) == len(keys)
     assert key(references=(asked,)) != keys[0]  # its prompts are noted where they are trained on
+
+
+def test_the_cache_knows_the_libraries_that_rules_go_by_where_they_are_on(config, monkeypatch):
+    template, version = ChatTemplate(byte_tokenizer(), template=CHATML), importlib.metadata.version
+    needs = {"datasketch": {"near_duplicate": "note"}, "py3langid": {"wrong_language": "note", "language_by": "model"}}
+
+    def key(**quality) -> str:
+        changed = dataclasses.replace(config, quality=dataclasses.replace(RULES, **quality))
+        return dataset._key(changed, parts_of(config.train), template, progress=False)
+
+    def missing(name: str) -> str:
+        if name in needs:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    def newer(name: str) -> str:
+        return version(name) if name not in needs else "1000"
+
+    for rules in needs.values():
+        keys = set()
+        for told in (missing, newer, lambda name: version(name) if name not in needs else "999"):
+            monkeypatch.setattr(importlib.metadata, "version", told)
+            keys.add(key(**rules))
+        assert len(keys) == 3
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    off = key(), key(wrong_language="note")
+    monkeypatch.setattr(importlib.metadata, "version", newer)
+    assert off == (key(), key(wrong_language="note"))
 
 
 def test_the_command_writes_the_folder_and_needs_no_model(tmp_path, config, capsys):
