@@ -146,6 +146,26 @@ def test_personal_data_is_masked_everywhere_and_the_report_says_how():
     assert len(screen(only(personal_data="note"), of)[1].noted) == 3
 
 
+def test_personal_data_is_looked_for_in_the_descriptions_of_tools_too():
+    sound = {"name": "post", "description": "Sends a letter.", "parameters": {"type": "object", "required": ["to"]}}
+    to = {"type": "string", "description": "Such as anna.li@gmail.com", "enum": ["+49 171 2345678"]}
+    asks = {"name": "mail", "parameters": {"type": "object", "properties": {"to": to}, "strict": True}}
+    of = talk("q", SAID, tools=[sound, asks])
+    (kept,), account = screen(only(personal_data="mask"), of)
+    assert kept.tools[0] == of.tools[0] and kept.messages == of.messages
+    parameters = kept.tools[1]["function"]["parameters"]
+    assert parameters["properties"]["to"] == {
+        "type": "string",
+        "description": "Such as <EMAIL>",
+        "enum": ["<PHONE>"],
+    }
+    assert parameters["strict"] is True
+    assert len(account.altered) == 2
+    assert screen(only(personal_data="drop"), of)[1].dropped == {"personal data: an e-mail address": 1}
+    assert len(screen(only(personal_data="note"), of)[1].noted) == 2
+    assert screen(only(personal_data="mask"), talk("q", SAID, tools=[sound]))[1].altered == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [
