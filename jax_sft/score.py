@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jax_sft.config import RunConfig
 from jax_sft.data.bare import Bare
-from jax_sft.data.scores import PartialFile, read_scores
+from jax_sft.data.scores import PartialFile, check_ids, read_scores
 from jax_sft.data.store import TokenizedSet
 from jax_sft.evaluate.difficulty import Plan, Scorer, make_nll_step
 from jax_sft.hf.load import Pretrained
@@ -36,13 +36,14 @@ def score(config: RunConfig, base: Pretrained, dataset: TokenizedSet, out: pathl
     """Score the set into `out`, which `check_destination` has allowed. Returns the summary; [] but on process 0.
 
     Raises:
-        ValueError: rows cannot be spread over the mesh; a loss is not finite.
+        ValueError: rows cannot be spread over the mesh; two conversations have one id; a loss is not finite.
     """
     mesh = make_mesh(config.mesh)
     batch_size = config.train.batch_size // config.train.accumulation
     local_rows(mesh, batch_size=batch_size)  # whether that can be, before anything is loaded
     held = _held(config, base)
     plan = Plan.of(dataset, batch_size=batch_size, max_length=config.data.max_length)
+    check_ids(dataset, plan.ends_C)
     partial = PartialFile(out, _fingerprint(config, base, held, dataset, plan))
     is_first = jax.process_index() == 0
     done = partial.chunks_done(dataset, plan.ends_C, plan.chunk_ends) if is_first else 0

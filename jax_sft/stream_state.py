@@ -25,10 +25,13 @@ def gathered_states(loader: StreamLoader, done: int, rows: np.ndarray) -> list[l
 
 
 def tell_account(loader: StreamLoader, metrics: Metrics, step: int) -> None:
-    """Log what this start has read so far; the reasons on each host, the sums of all hosts as metrics."""
+    """Log what this start has read so far; the reasons on each host, the sums of all hosts as metrics.
+
+    A checkpoint keeps no account: what earlier starts of a run read is not in it, and the text says so.
+    """
     account = loader.account
     for line in account.lines():
-        _log.info("train: %s", line)
+        _log.info("train, since this start: %s", line)
     counts = {"read": account.read, "kept": account.kept}
     counts |= {kind: sum(getattr(account, kind).values()) for kind in ("dropped", "altered")}
     sums = _gathered(np.asarray([list(counts.values())])).sum(axis=0)

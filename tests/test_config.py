@@ -396,6 +396,11 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
     [
         ({"data": {"train": ("a",), "sets": {"x": {"paths": ("b",)}}}}, "data.train and data.sets are both set"),
         ({"data": {"sets": {"x": {}}}}, "data.sets.x.paths is empty; name at least one file"),
+        ({"data": {"sets": {"": {"paths": ("b",)}}}}, "data.sets: a set has an empty name, which no log could tell"),
+        (
+            {"data": {"train": ("a",), "validation_sets": {" ": ("b",)}}},
+            "data.validation_sets: a set has an empty name, which no log could tell; give it one",
+        ),
         (
             {"data": {"sets": {"x": {"paths": ("b",), "weight": 1, "count": 3}}}},
             "data.sets.x: weight and count both say",

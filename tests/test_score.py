@@ -96,6 +96,19 @@ def test_a_base_that_is_held_in_less_scores_nearly_the_same(place, tmp_path, who
     assert_same(found, whole, rel=0.05)
 
 
+def test_a_set_with_an_id_twice_is_refused_before_the_model_is_built(place, tmp_path, capsys, monkeypatch):
+    rows = (place / "train.jsonl").read_text().splitlines(keepends=True)
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text("".join(rows[:5]) + rows[2].replace("?", "!"))
+    monkeypatch.setattr("jax_sft.score.build", lambda *_, **__: pytest.fail("it was built"))
+    said = refused(capsys, words_of(place, tmp_path / "s.jsonl", f"data.train={twice}"))
+    assert "the id 'c2' is that of conversation 3 " in said and "and of conversation 6 " in said
+    assert [path.name for path in tmp_path.iterdir()] == ["twice.jsonl"]
+    monkeypatch.undo()
+    found = score(place, tmp_path / "s.jsonl", f"data.train={twice}", "data.quality.same_id=drop")
+    assert [s.id for s in found] == [f"c{i}" for i in range(5)]
+
+
 def test_an_interrupted_scoring_goes_on_and_ends_the_same(place, tmp_path, capsys, monkeypatch, caplog):
     monkeypatch.setattr(difficulty, "_BATCHES_IN_CHUNK", 1)
     monkeypatch.setattr(difficulty, "_SHORTEST_ROW", 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import shutil
 from typing import Any
@@ -62,13 +63,15 @@ def whole(folder: pathlib.Path) -> pathlib.Path:
     return folder / "whole"
 
 
-def test_a_run_stopped_after_each_step_ends_bit_for_bit_like_one_that_was_not(folder, whole, monkeypatch):
+def test_a_run_stopped_after_each_step_ends_bit_for_bit_like_one_that_was_not(folder, whole, monkeypatch, caplog):
     workdir = folder / "stopped"
     for step in range(1, 6):
         with monkeypatch.context() as patch:
             patch.setattr("jax_sft.train_loop.Signals", Signalled)
             assert train(streamed(folder), workdir, command="test").step == step
-    assert train(streamed(folder), workdir, command="test").finished
+    with caplog.at_level(logging.INFO, "jax_sft"):
+        assert train(streamed(folder), workdir, command="test").finished
+    assert "train, since this start: read " in caplog.text  # what the five starts before read is not in it
     assert_same_run(workdir, whole)
     assert by_source(workdir) == by_source(whole)
 

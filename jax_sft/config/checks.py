@@ -30,6 +30,16 @@ LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
 PERSONAL_KINDS = (
     "iban", "card", "cn_id", "fr_insee", "us_ssn", "uk_nino", "br_cpf", "es_dni", "de_tax_id", "email", "ipv4", "phone"
 )  # fmt: skip
+# Keys of data.quality that a rule alone looks at: with the rule "off" they would do nothing.
+_KEYS_OF_RULE = {
+    "wrong_language": ("language_by",),
+    "length": ("min_answer_characters", "max_answer_characters", "max_length_deviation"),
+    "personal_data": ("personal_kinds",),
+    "words": ("word_lists",),
+    "score": ("scores", "min_ratio", "max_ratio", "max_loss"),
+    "leakage": ("benchmarks", "leakage_words", "leakage_characters", "leakage_share"),
+    "near_duplicate": ("near_duplicate_similarity",),
+}
 _ROLES = ("assistant", "user", "system", "developer", "tool", "all")
 # What the hub takes for a model's name (huggingface_hub's validate_repo_id), with its organization or user.
 _HUB_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$|[.-]$))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -91,6 +101,9 @@ def _source_checks(run: RunConfig) -> Iterator[str]:
 
 def _data_checks(run: RunConfig) -> Iterator[str]:
     """What is read, and which of it teaches."""
+    for key, of in (("data.sets", run.data.sets), ("data.validation_sets", run.data.validation_sets)):
+        if any(not name.strip() for name in of):
+            yield f"{key}: a set has an empty name, which no log could tell; give it one"
     if not run.data.train and not run.data.sets:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
     yield from _mixture_checks(run)
@@ -152,6 +165,7 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
 
 def _quality_checks(quality: QualityConfig, *, orders: bool, is_measured: bool) -> Iterator[str]:
     """Rules that need a library, a file or a bound; `orders` says whether a stage goes by the scores."""
+    yield from _idle_keys(quality, orders=orders)
     if quality.near_duplicate != "off" and importlib.util.find_spec("datasketch") is None:
         yield "data.quality.near_duplicate needs datasketch, which is not installed; pip install 'jax-sft[quality]'"
     needs_model = quality.wrong_language != "off" and quality.language_by == "model"
@@ -169,7 +183,7 @@ def _quality_checks(quality: QualityConfig, *, orders: bool, is_measured: bool) 
     bounds = [name for name in ("min_ratio", "max_ratio", "max_loss") if getattr(quality, name) is not None]
     if bounds and quality.scores is None:
         yield f"data.quality.{bounds[0]} judges data.quality.scores, which is not set; name the file, or leave it out"
-    if quality.scores is not None and not bounds and not orders:
+    if quality.scores is not None and quality.score != "off" and not bounds and not orders:
         yield (
             "data.quality.scores is set, but no bound; set data.quality.min_ratio, max_ratio or max_loss, or "
             "order = 'score' of a stage"
@@ -179,8 +193,6 @@ def _quality_checks(quality: QualityConfig, *, orders: bool, is_measured: bool) 
             f"data.quality.leakage = {quality.leakage!r}, but there is nothing whose prompts could leak; name files in "
             "data.quality.benchmarks or data.validation, or set data.holdout"
         )
-    if quality.benchmarks and quality.leakage == "off":
-        yield "data.quality.benchmarks is set, but data.quality.leakage = 'off'; set it to 'note' or 'drop'"
     for low, high in (("min_ratio", "max_ratio"), ("min_answer_characters", "max_answer_characters")):
         least, most = getattr(quality, low), getattr(quality, high)
         if least is not None and most is not None and least > most:
@@ -191,6 +203,21 @@ def _quality_checks(quality: QualityConfig, *, orders: bool, is_measured: bool) 
     for name in ("leakage_words", "leakage_characters", "max_length_deviation"):
         if getattr(quality, name) is not None and getattr(quality, name) <= 0:
             yield f"data.quality.{name} = {getattr(quality, name)} must be greater than 0"
+
+
+def _idle_keys(quality: QualityConfig, *, orders: bool) -> Iterator[str]:
+    """Keys that are set beside a rule that is off; a stage's order goes by the scores without the rule."""
+    default = QualityConfig()
+    for rule, keys in _KEYS_OF_RULE.items():
+        if getattr(quality, rule) != "off":
+            continue
+        ways = "'note', 'drop' or 'mask'" if rule == "personal_data" else "'note' or 'drop'"
+        for key in keys:
+            if getattr(quality, key) != getattr(default, key) and not (orders and key == "scores"):
+                yield (
+                    f"data.quality.{key} is set, but data.quality.{rule} = 'off'; set {rule} to {ways}, or leave {key} "
+                    "out"
+                )
 
 
 def _mixture_checks(run: RunConfig) -> Iterator[str]:

@@ -115,7 +115,8 @@ class QualityConfig:
     min_ratio: float | None = None  # of the answer's loss with its prompt to that without it
     max_ratio: float | None = None
     max_loss: float | None = None
-    # Rules of one conversation against others: the earlier one stays.
+    # Rules of one conversation against others. Only leakage looks at what is measured; the others compare training
+    # conversations with each other, and the earlier one stays.
     leakage: Rule = "off"  # a prompt of data.validation or of a benchmark is in a conversation that is trained on
     benchmarks: tuple[str, ...] = ()  # files of prompts that must not be trained on
     leakage_words: int = 13  # a run of so many words in common counts (arXiv 2005.14165); shorter prompts in whole

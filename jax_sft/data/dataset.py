@@ -170,6 +170,11 @@ def _key(
         feed(module.read_bytes())
     for library in ("tokenizers", "transformers", "jinja2"):
         feed(importlib.metadata.version(library).encode())
+    needs_model = config.quality.wrong_language != "off" and config.quality.language_by == "model"
+    for library, is_asked in (("datasketch", config.quality.near_duplicate != "off"), ("py3langid", needs_model)):
+        if is_asked:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the rule itself says what to install
+                feed(f"{library} {importlib.metadata.version(library)}".encode())
     feed(json.dumps(dataclasses.asdict(config.quality), sort_keys=True).encode())
     feed(json.dumps({name: getattr(config, name) for name in OPTIONS}, sort_keys=True).encode())
     feed(template.fingerprint.encode())

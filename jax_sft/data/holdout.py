@@ -37,7 +37,7 @@ def noting(
 
 
 def prompt_of(conversation: Conversation) -> str:
-    """What was asked before the first answer to it, in one Unicode form (NFKC) and with single blanks.
+    """What was asked before the first answer to it, in one Unicode form (NFKC), in one letter case, with single blanks.
 
     An answer that nothing was asked before (a greeting) is passed over. Where nothing is asked at all, the prompt is
     all of the conversation: else all such conversations would be one prompt. Of a plain text its prompt, or all of it
@@ -59,4 +59,4 @@ def prompt_of(conversation: Conversation) -> str:
 
 
 def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -103,7 +103,7 @@ class Loader:
         many = len(self._streams) > 1
         lines = []
         for number, stream in enumerate(self._streams):
-            place = f"stage {number}: " if many else ""
+            place = f"stage {number + 1}: " if many else ""
             lines += [place + f"{stream.total_steps:,} steps"] if many else []
             lines += [place + line for line in stream.mixture.lines()]
         return lines

@@ -69,6 +69,26 @@ def id_of(dataset: TokenizedSet, i: int) -> str:
     return _cut(dataset.ids[i])[0] if "turns" in dataset.account.method else dataset.ids[i]
 
 
+def check_ids(dataset: TokenizedSet, ends_C: np.ndarray) -> None:
+    """Refuse a set in which two conversations share an id, for no reader could tell their scores apart.
+
+    Raises:
+        DataError: there are such.
+    """
+    starts = [0, *ends_C[:-1].tolist()]
+    first: dict[str, int] = {}  # id -> number of its first conversation
+    for number, i in enumerate(starts):
+        name = id_of(dataset, i)
+        if name in first:
+            sources = [dataset.sources[dataset.source_ids_N[starts[n]]] for n in (first[name], number)]
+            raise DataError(
+                f"the id {name!r} is that of conversation {first[name] + 1:,} (source {sources[0]}) and of "
+                f"conversation {number + 1:,} (source {sources[1]}) of the tokenised set, and a score goes by its id; "
+                "give each conversation an id of its own, or set data.quality.same_id = 'drop'"
+            )
+        first[name] = number
+
+
 def _cut(id: str) -> tuple[str, int]:
     """a.jsonl:3#2 -> a.jsonl:3, 2; without a number 0."""
     found = _NUMBER.search(id)

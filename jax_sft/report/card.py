@@ -15,12 +15,12 @@ from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.formats import format_of
 from jax_sft.data.pieces import visible
+from jax_sft.data.quality.screen import rules_of
 from jax_sft.data.source import HubSet, Part, files_of
 from jax_sft.report.summary import Summary, in_words
 
 _MOST_FILES = 100  # lines of the table; the others are summed in one more
 _HASH_CHARACTERS = 16  # of the template's hash
-_RULE_STATES = ("off", "note", "drop", "mask")
 # What a reader of the card looks for; those that the config does not say are told to be missing.
 EXPECTED = ("licence", "origin", "intended use", "must not be used for")
 
@@ -166,8 +166,7 @@ def _made(config: RunConfig, summaries: Mapping[str, Summary], template: ChatTem
 
 
 def _limits(config: DataConfig) -> Iterator[str]:
-    said = dataclasses.asdict(config.quality)
-    rules = {name: value for name, value in said.items() if value in _RULE_STATES}
+    rules = rules_of(config)
     for state, told in (("drop", "leave out what they find"), ("mask", "mask what they find"), ("note", "only count")):
         names = [name for name, value in rules.items() if value == state]
         if names:

@@ -52,7 +52,7 @@ def test_rows_added_taken_out_shuffled_or_put_into_other_files_move_no_other(tmp
     paths = write(folder / "b.jsonl", changed[::2]), write(folder / "c.jsonl", changed[1::2])
     second = split(DataConfig(train=paths, holdout=share))
     for trained, held_out, *_ in (first, second):
-        assert not {" ".join(p.split()) for p in trained} & {" ".join(p.split()) for p in held_out}
+        assert not {" ".join(p.lower().split()) for p in trained} & {" ".join(p.lower().split()) for p in held_out}
     assert not set(first[0]) & set(second[1])
     assert not set(first[1]) & set(second[0])
 
@@ -93,10 +93,12 @@ def test_a_prompt_is_what_was_asked_before_the_first_answer():
         asked("How  are\nyou?"),
         asked("How are you? ", "another answer"),
         asked("Ｈow are you?", system="Be brief."),
+        asked("HOW ARE YOU?"),
         asked("How are you?", more=(Message("user", "And now?"), Message("assistant", "b"))),
     ]
     assert len({prompt_of(c) for c in same}) == 1
-    assert prompt_of(asked("how are you?")) != prompt_of(same[0])
+    assert prompt_of(asked("Straße?")) == prompt_of(asked("STRASSE?"))
+    assert prompt_of(asked("How are you!")) != prompt_of(same[0])
     assert prompt_of(Conversation((), "s", "id", text="t", prompt_text="p")) == "p"
     assert prompt_of(Conversation((), "s", "id", text="t")) == "t"
     assert prompt_of(Conversation((), "s", "id", tokens=Tokens((5, 6, 7), (0, 0, 1)))) == "5 6"

@@ -433,6 +433,12 @@ def test_stages_follow_each_other_each_with_its_own_batches():
     assert [loader.epoch_of(step) for step in (0, 3, 5, 8, 16)] == pytest.approx([0, 1.2, 0, 0, 1])
 
 
+def test_the_log_counts_stages_from_one():
+    few = Mixture([Share("a", np.arange(0, 60, 3), 20)], seed=7)
+    lines = in_stages(make_set(60), Stage(epochs=2, mixture=few), Stage(steps=3), packing=False).mixture_lines()
+    assert lines == ["stage 1: 5 steps", "stage 2: 3 steps"]
+
+
 def test_the_first_stage_draws_as_a_run_of_one_stage():
     dataset = make_set(60)
     staged, alone = in_stages(dataset, Stage(steps=4), Stage(steps=4)), make_loader(dataset, steps=4, epochs=None)

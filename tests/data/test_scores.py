@@ -15,6 +15,7 @@ from jax_sft.data.scores import (
     PartialFile,
     Score,
     check_destination,
+    check_ids,
     conversation_ends,
     id_of,
     read_scores,
@@ -71,6 +72,20 @@ def test_an_id_that_ends_in_a_number_stays_where_no_conversation_was_cut(dataset
     found = with_ids(dataset, ["a#1", "a#2"], method="tags")
     assert conversation_ends(found).tolist() == [1, 2]
     assert id_of(found, 1) == "a#2"
+
+
+def test_two_conversations_of_one_id_are_refused_with_their_numbers(dataset):
+    answers = with_ids(dataset, ["a#1", "a#2", "b#1", "c", "a#1"])
+    said = (
+        r"the id 'a' is that of conversation 1 \(source \w+\) and of conversation 4 \(source \w+\) .*same_id = 'drop'"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_ids(answers, conversation_ends(answers))
+    whole = with_ids(dataset, ["a#1", "a#2", "b", "c", "b"], method="tags")
+    with pytest.raises(ValueError, match=r"the id 'b' is that of conversation 3 .* and of conversation 5 "):
+        check_ids(whole, conversation_ends(whole))
+    sound = with_ids(dataset, ["a#1", "a#2", "b#1", "c"])
+    check_ids(sound, conversation_ends(sound))
 
 
 def test_scores_are_read_as_they_were_written(dataset, tmp_path):

@@ -2,12 +2,12 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import types
+import typing
 
 import pytest
 
 from jax_sft import config as configs
-from jax_sft.config import ConfigError
+from jax_sft.config import ConfigError, DataConfig, QualityConfig, StreamConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import tokenize
@@ -140,20 +140,41 @@ def test_a_file_that_fits_no_format_stops_the_card(files):
         make_card(run, parts, {}, ChatTemplate(tokenizer_for(CHATML)), name="x")
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    loops: str = "drop"
-    cut_off: str = "note"
-    refusal: str = "off"
-    personal_data: str = "mask"
-    language_by: str = "script"  # no rule
+OFF = {field.name: "off" for field in dataclasses.fields(QualityConfig) if "off" in typing.get_args(field.type)}
+
+
+def limits_of(stream=False, **quality):
+    """The beginnings of the card's limits, and what stands behind them."""
+    data = DataConfig(quality=QualityConfig(**{**OFF, **quality}), stream=StreamConfig(on=stream))
+    told = (limit.rstrip(".").partition(": ") for limit in _limits(data))
+    return {head: names.split(", ") for head, colon, names in told if colon}
 
 
 def test_the_card_says_which_rules_were_on_and_which_were_not():
-    data = types.SimpleNamespace(quality=Rules())
-    assert list(_limits(data))[:4] == [
-        "Rules of data.quality that leave out what they find: loops.",
-        "Rules of data.quality that mask what they find: personal_data.",
-        "Rules of data.quality that only count: cut_off.",
-        "Not looked for: refusal.",
-    ]
+    told = limits_of(loops="drop", cut_off="note", personal_data="mask", language_by="model")
+    assert told["Rules of data.quality that leave out what they find"] == ["loops"]
+    assert told["Rules of data.quality that mask what they find"] == ["personal_data"]
+    assert told["Rules of data.quality that only count"] == ["cut_off"]
+    assert set(told["Not looked for"]) == set(OFF) - {"loops", "cut_off", "personal_data"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "bound"),
+    [
+        ("length", {"min_answer_characters": 0}),
+        ("length", {"max_length_deviation": 4.0}),
+        ("words", {"word_lists": ("words.txt",)}),
+        ("score", {"scores": "scores.jsonl", "max_loss": 3.0}),
+    ],
+)
+def test_a_rule_without_anything_to_go_by_is_not_told_to_have_been_tried(rule, bound):
+    assert rule in limits_of(**{rule: "drop"})["Not looked for"]
+    assert limits_of(**{rule: "drop"}, **bound)["Rules of data.quality that leave out what they find"] == [rule]
+
+
+def test_the_card_of_a_stream_names_no_rule_that_compares_all_conversations():
+    quality = {"roles": "note", "same_content": "note", "same_id": "note"}
+    assert limits_of(**quality)["Rules of data.quality that only count"] == list(quality)
+    told = limits_of(stream=True, **quality)
+    assert told["Rules of data.quality that only count"] == ["roles"]
+    assert {"same_content", "same_id"} <= set(told["Not looked for"])

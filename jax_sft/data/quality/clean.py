@@ -18,6 +18,7 @@ from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.formats import read_conversations, rows_at
 from jax_sft.data.quality.screen import references_of, rule_of, screened
 from jax_sft.data.source import CLEANING, Part, Row, files_of, parts_of, validation_parts
+from jax_sft.disk import is_full
 
 SUMMARY, DROPPED, CHANGED = CLEANING
 MADE_BY = "jax-sft data --clean"
@@ -32,12 +33,11 @@ def clean(config: DataConfig, out: pathlib.Path) -> list[str]:
     """Write the folder, and say what was done as lines for the terminal.
 
     Raises:
-        DataError: of reading and screening; `out` is a file, holds something else, or holds the data itself.
+        DataError: of reading and screening; `out` is a file, holds other things or the data, or cannot be made.
     """
     parts = parts_of(config.sets or config.train)
     _check_out(out, parts)
-    scratch = out.with_name(f"{out.name}.tmp-{secrets.token_hex(4)}")
-    scratch.mkdir(parents=True)
+    scratch = _scratch_beside(out)
     try:
         account, written = _write(config, parts, scratch)
         summary = {"made_by": MADE_BY, "read": account.read, "written": written, "dropped": account.dropped,
@@ -49,6 +49,20 @@ def clean(config: DataConfig, out: pathlib.Path) -> list[str]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return _table(account, written, out)
+
+
+def _scratch_beside(out: pathlib.Path) -> pathlib.Path:
+    """A new folder that becomes `out` when it is whole."""
+    scratch = out.with_name(f"{out.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise DataError(
+            f"{out}: the folder cannot be made ({error.strerror}); name another, in a place where you may write"
+        ) from error
+    return scratch
 
 
 def _check_out(out: pathlib.Path, parts: tuple[Part, ...]) -> None:

@@ -107,14 +107,22 @@ def read_scores(path: str, config: QualityConfig) -> Scores:
                     f"{where}: has no {key!r}, which the bounds of data.quality are about; write it, or null"
                 )
         for key, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise DataError(f"{where}: {key} is {value!r}; write a number, or null where there is none")
+            if not _is_number(value):
+                raise DataError(f"{where}: {key} is {value!r}; write a finite number, or null where there is none")
         if name in by_id:
             raise DataError(f"{where}: the id {name!r} has a score already; give each conversation an id of its own")
-        by_id[name] = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+        by_id[name] = {key: float(value) for key, value in values.items()}
     if not by_id:
         raise DataError(f"{path}: holds no score; write JSON lines of id, loss, loss_without_prompt, ratio")
     return Scores(by_id, config)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; JSON of Python knows NaN and Infinity too."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # more digits than a float has
+        return False
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def masked(text: str, kinds: Collection[str]) -> str:
 
 
 def findings(conversation: Conversation, kinds: Collection[str]) -> list[Finding]:
-    """One for each kind that is somewhere in the conversation, tools' arguments included."""
+    """One for each kind that is somewhere in the conversation: in its turns, calls of tools, or tools' descriptions."""
     found: dict[str, Finding] = {}
     for text in _all_texts(conversation):
         for start, end, kind in found_in(text, kinds):
@@ -265,6 +265,7 @@ def mask(conversation: Conversation, kinds: Collection[str]) -> tuple[Conversati
         messages=tuple(
             dataclasses.replace(m, content=of(m.content), extra=_mapped(m.extra, of)) for m in conversation.messages
         ),
+        tools=tuple(_mapped(tool, of) for tool in conversation.tools),
         text=None if conversation.text is None else of(conversation.text),
         prompt_text=None if conversation.prompt_text is None else of(conversation.prompt_text),
     )
@@ -277,6 +278,7 @@ def _all_texts(conversation: Conversation) -> Iterator[str]:
         yield message.content
         if message.extra:
             yield from _strings(message.extra)
+    yield from _strings(conversation.tools)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import pathlib
+import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -37,6 +38,12 @@ from jax_sft.data.source import HubSet, Part, files_of
 SAMPLE = 2000  # conversations that say what length is usual
 LEAST_DEVIATION = 0.1  # of log lengths: where all are alike, a little more is no outlier
 BOTH_STAY = ", both stay"
+# Rules that find nothing unless one of these is set.
+_GO_BY = {
+    "length": ("min_answer_characters", "max_answer_characters", "max_length_deviation"),
+    "words": ("word_lists",),
+    "score": ("min_ratio", "max_ratio", "max_loss"),
+}
 
 Judge = Callable[[View], Finding | None]
 
@@ -122,6 +129,18 @@ def _judges(
         (config.leakage, Leaks(references, config) if config.leakage != "off" else None),
     ]
     return [(what, rule) for what, rule in rules if what != "off" and rule is not None]
+
+
+def rules_of(config: DataConfig) -> dict[str, str]:
+    """What each rule does with what it finds; "off" too for one that has no bound to go by or no place in a stream."""
+    quality, rules = config.quality, {}
+    for field in dataclasses.fields(QualityConfig):
+        if "off" not in typing.get_args(field.type):
+            continue
+        has_bound = any(getattr(quality, key) not in (None, ()) for key in _GO_BY.get(field.name, (field.name,)))
+        is_possible = not config.stream.on or field.name not in RULES_OF_ALL
+        rules[field.name] = getattr(quality, field.name) if has_bound and is_possible else "off"
+    return rules
 
 
 class RowRules:

@@ -43,7 +43,8 @@ class Block:
 
     rows: list[list[Sequence]]
     after: Position  # behind its last conversation
-    account: Account
+    account: Account  # without torn shards, for other blocks meet them too
+    torn: dict[str, str]  # shard -> why it, or the rest of it, cannot be read
 
 
 class Maker:
@@ -76,15 +77,15 @@ class Maker:
             DataError: a shard cannot be read and the config does not say to skip it; of formats and templates; a set
                 has nothing to train on.
         """
-        account, sequences, after = Account(), [], []
+        account, torn, sequences, after = Account(), {}, [], []
         for of_set, (start, count) in enumerate(zip(task.position, self._counts(task), strict=True)):
             if not count:
                 after.append(start)
                 continue
             reader = self._reader(of_set, task.lane, start)
-            sequences += self._take(reader, of_set, count, account)
+            sequences += self._take(reader, of_set, count, account, torn)
             after.append(reader.position)
-        return Block(self._packed(sequences, task), tuple(after), account)
+        return Block(self._packed(sequences, task), tuple(after), account, torn)
 
     def close(self) -> None:
         """Let go of all shards."""
@@ -110,24 +111,28 @@ class Maker:
             self._readers[of_set, lane] = reader
         return reader
 
-    def _take(self, reader: LaneReader, of_set: int, count: int, account: Account) -> list[Sequence]:
+    def _take(
+        self, reader: LaneReader, of_set: int, count: int, account: Account, torn: dict[str, str]
+    ) -> list[Sequence]:
         """The sequences of the next `count` conversations that give any."""
         found: list[Sequence] = []
         kept, first_pass = 0, reader.position[0]
         while kept < count:
-            for sequences in self._next(reader, of_set, account):
+            for sequences in self._next(reader, of_set, account, torn):
                 found += sequences
                 kept += bool(sequences)
             if not kept and reader.position[0] > first_pass + 1:
                 reasons = sorted(account.dropped.items(), key=lambda item: -item[1])
-                said = "; ".join(f"{n} dropped: {why} (first: {account.examples[why][0]})" for why, n in reasons[:5])
+                said = [f"{n} dropped: {why} (first: {account.examples[why][0]})" for why, n in reasons[:5]]
+                said += [f"{len(torn)} dropped: {UNREADABLE_SHARD} (first: {next(iter(torn))})"] if torn else []
                 raise DataError(
-                    f"{self._plan.sources[of_set]}: a whole pass of a lane has nothing that can be trained on; {said}; "
+                    f"{self._plan.sources[of_set]}: a whole pass of a lane has nothing that can be trained on; "
+                    f"{'; '.join(said)}; "
                     "correct the data, or data.format, data.columns, data.train_on or data.max_length"
                 )
         return found
 
-    def _next(self, reader: LaneReader, of_set: int, account: Account) -> list[list[Sequence]]:
+    def _next(self, reader: LaneReader, of_set: int, account: Account, torn: dict[str, str]) -> list[list[Sequence]]:
         """The sequences of each conversation of the next row."""
         skips = self._config.stream.unreadable == "skip"
         try:
@@ -135,8 +140,7 @@ class Maker:
         except UnreadableError as error:
             if not skips:
                 raise DataError(str(error)) from error  # a plain one crosses from process to process
-            account.read += 1
-            account.drop(UNREADABLE_SHARD, str(error.shard), str(error))
+            torn.setdefault(str(error.shard), str(error))
             return []
         if isinstance(row, DataError):
             if not skips:

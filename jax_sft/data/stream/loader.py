@@ -26,7 +26,7 @@ from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.loader import worked_ahead
 from jax_sft.data.packing import fill_rows
 from jax_sft.data.stream.blocks import Block, Maker, Task
-from jax_sft.data.stream.shards import Plan
+from jax_sft.data.stream.shards import UNREADABLE_SHARD, Plan
 from jax_sft.data.workers import started
 
 _KEPT_STEPS = 64  # whose ids and states are remembered: more than are made ahead
@@ -57,6 +57,7 @@ class StreamLoader:
         self.stage_ends = tuple(np.cumsum(steps).tolist())
         self.total_steps = self.stage_ends[-1]
         self.account = plan.account + Account()  # of the blocks that this start used, on this host
+        self._torn: set[str] = set()  # shards in it that could not be read
         self._workers = config.workers or 0  # unasked, blocks are made by the thread that works ahead
         self._arguments = (plan, template, config, tuple(map(tuple, shares)), self.predict_capacity)
         self._shares = shares
@@ -111,7 +112,7 @@ class StreamLoader:
         lines = self.plan.lines()
         for number, (shares, end) in enumerate(zip(self._shares, self.stage_ends, strict=True)):
             steps = end - (self.stage_ends[number - 1] if number else 0)
-            place = f"stage {number}: {steps:,} steps" if len(self.stage_ends) > 1 else ""
+            place = f"stage {number + 1}: {steps:,} steps" if len(self.stage_ends) > 1 else ""
             drawn = ", ".join(f"{x:.1%} of {name}" for name, x in zip(self.plan.sources, shares, strict=True))
             said = [place, f"a block draws {drawn}" if len(shares) > 1 else ""]
             lines += [": ".join(filter(None, said))] if any(said) else []
@@ -127,7 +128,7 @@ class StreamLoader:
         """
         lanes_of = np.arange(self.batch_size) if rows is None else rows
         with _makers(self._workers, self._arguments) as make:
-            lanes = [_Lane(int(r), self._start[r].tolist(), make, self.account, self.stage_of(max(start_step - 1, 0)))
+            lanes = [_Lane(int(r), self._start[r].tolist(), make, self._count, self.stage_of(max(start_step - 1, 0)))
                      for r in lanes_of]  # fmt: skip
 
             def next_batch(step: int) -> Batch:
@@ -147,8 +148,17 @@ class StreamLoader:
             position = ((0, 0, 0),) * len(self.plan.parts)
             for made in [make(Task(lane, 0, 0, position)) for lane in range(self.batch_size)]:
                 block = made.result()
-                self.account.merge(block.account)
+                self._count(block)
                 yield block
+
+    def _count(self, block: Block) -> None:
+        """Add what became of a block's rows; a shard counts once, though lanes share it and passes come back to it."""
+        self.account.merge(block.account)
+        for shard, why in block.torn.items():
+            if shard not in self._torn:
+                self._torn.add(shard)
+                self.account.read += 1
+                self.account.drop(UNREADABLE_SHARD, shard, why)
 
     def _end_stage(self, step: int, lanes: "list[_Lane]") -> None:
         left = sum(lane.end_stage() for lane in lanes)
@@ -203,9 +213,9 @@ class _Lane:
     """The rows of a lane, one after the other; the next block is made while one is used up."""
 
     def __init__(
-        self, lane: int, state: list[int], make: Callable[[Task], _Later], account: Account, stage: int
+        self, lane: int, state: list[int], make: Callable[[Task], _Later], count: Callable[[Block], None], stage: int
     ) -> None:
-        self._lane, self._make, self._account = lane, make, account
+        self._lane, self._make, self._count = lane, make, count
         self._stage, self._number, self._rows_given = stage, state[0], state[1]
         self._position = tuple(zip(*[iter(state[2:])] * 3, strict=True))
         self._next: _Later | None = None  # the current block, until it is here; then the one after it
@@ -243,7 +253,7 @@ class _Lane:
         if self._block is None:
             assert self._next is not None
             self._block = self._next.result()
-            self._account.merge(self._block.account)
+            self._count(self._block)
             self._next = self._make(Task(self._lane, self._stage, self._number + 1, self._block.after))
         return self._block
 

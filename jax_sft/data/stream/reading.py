@@ -27,6 +27,7 @@ from jax_sft.data.stream.shards import Plan, Shard, Unit
 
 GROUP_ROWS = 64  # of a Parquet file at once: a lane holds no more
 COUNT_BYTES = 2**20
+NAMED = 3  # shards of a lane in a message
 
 SetPosition = tuple[int, int, int]  # pass, unit, offset
 Read = tuple[Row | DataError, str, int]  # a row or why a line holds none, its place, the offset behind it
@@ -89,6 +90,12 @@ class LaneReader:
     def _unit(self, at: int) -> Unit:
         return self._plan.units[self._set][self._order[at].unit]
 
+    def _shards(self) -> str:
+        """The first shards of the lane, and how many more there are."""
+        names = sorted({str(self._unit(at).shard) for at in range(len(self._order))})
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        return ", ".join(names[:NAMED]) + more
+
     def _open(self, number: int, at: int, offset: int) -> Generator[Read, None, None] | None:
         """The rows of unit `at` in pass `number` from an offset on; None where the pass is at its end."""
         if not self._order:
@@ -101,8 +108,8 @@ class LaneReader:
         if self._rows_in_pass == 0:
             raise DataError(
                 f"{self._plan.sources[self._set]}: lane {self._lane} of {len(self._plan.pieces[self._set])} has no row "
-                "that can be read; there are fewer than rows in a batch, or they are torn: lower train.batch_size, or "
-                "set data.stream.on = False for a set this small"
+                f"that can be read in {self._shards()}; there are fewer than rows in a batch, or they are torn: lower "
+                "train.batch_size, or set data.stream.on = False for a set this small"
             )
         self._order, self.position = [], (number + 1, 0, 0)
         return None

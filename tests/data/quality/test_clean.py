@@ -1,6 +1,8 @@
 """The cleaned set: what is written is what is trained on, and every row is somewhere."""
 
 import dataclasses
+import errno
+import importlib.metadata
 import json
 import pathlib
 
@@ -135,6 +137,22 @@ def test_an_own_folder_is_replaced_and_another_one_left_alone(tmp_path, config):
     assert not list(tmp_path.glob("*.tmp-*"))
 
 
+def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path, config, monkeypatch):
+    below = tmp_path / "texts.jsonl" / "out"
+    said = (
+        r"texts.jsonl/out: the folder cannot be made \(Not a directory\); name another, in a place where you may write"
+    )
+    with pytest.raises(DataError, match=said):
+        clean(dataclasses.replace(config, train=config.train[:1]), below)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"):  # of which another sentence is said
+        clean(config, tmp_path / "new")
+
+
 def test_screening_does_not_depend_on_the_number_of_workers(config):
     template = ChatTemplate(byte_tokenizer(), template=CHATML)
     alone = tokenize(config, parts_of(config.train), template, cache_dir=None, progress=False)
@@ -162,6 +180,34 @@ def test_the_cache_knows_the_rules_and_the_files_they_read(tmp_path, config):
     keys += [key(references=(asked,), leakage="note")]
     assert len(set(keys)) == len(keys)
     assert key(references=(asked,)) != keys[0]  # its prompts are noted where they are trained on
+
+
+def test_the_cache_knows_the_libraries_that_rules_go_by_where_they_are_on(config, monkeypatch):
+    template, version = ChatTemplate(byte_tokenizer(), template=CHATML), importlib.metadata.version
+    needs = {"datasketch": {"near_duplicate": "note"}, "py3langid": {"wrong_language": "note", "language_by": "model"}}
+
+    def key(**quality) -> str:
+        changed = dataclasses.replace(config, quality=dataclasses.replace(RULES, **quality))
+        return dataset._key(changed, parts_of(config.train), template, progress=False)
+
+    def missing(name: str) -> str:
+        if name in needs:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    def newer(name: str) -> str:
+        return version(name) if name not in needs else "1000"
+
+    for rules in needs.values():
+        keys = set()
+        for told in (missing, newer, lambda name: version(name) if name not in needs else "999"):
+            monkeypatch.setattr(importlib.metadata, "version", told)
+            keys.add(key(**rules))
+        assert len(keys) == 3
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    off = key(), key(wrong_language="note")
+    monkeypatch.setattr(importlib.metadata, "version", newer)
+    assert off == (key(), key(wrong_language="note"))
 
 
 def test_the_command_writes_the_folder_and_needs_no_model(tmp_path, config, capsys):

@@ -146,6 +146,26 @@ def test_personal_data_is_masked_everywhere_and_the_report_says_how():
     assert len(screen(only(personal_data="note"), of)[1].noted) == 3
 
 
+def test_personal_data_is_looked_for_in_the_descriptions_of_tools_too():
+    sound = {"name": "post", "description": "Sends a letter.", "parameters": {"type": "object", "required": ["to"]}}
+    to = {"type": "string", "description": "Such as anna.li@gmail.com", "enum": ["+49 171 2345678"]}
+    asks = {"name": "mail", "parameters": {"type": "object", "properties": {"to": to}, "strict": True}}
+    of = talk("q", SAID, tools=[sound, asks])
+    (kept,), account = screen(only(personal_data="mask"), of)
+    assert kept.tools[0] == of.tools[0] and kept.messages == of.messages
+    parameters = kept.tools[1]["function"]["parameters"]
+    assert parameters["properties"]["to"] == {
+        "type": "string",
+        "description": "Such as <EMAIL>",
+        "enum": ["<PHONE>"],
+    }
+    assert parameters["strict"] is True
+    assert len(account.altered) == 2
+    assert screen(only(personal_data="drop"), of)[1].dropped == {"personal data: an e-mail address": 1}
+    assert len(screen(only(personal_data="note"), of)[1].noted) == 2
+    assert screen(only(personal_data="mask"), talk("q", SAID, tools=[sound]))[1].altered == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -177,7 +197,11 @@ def test_scores_are_judged_by_id_and_a_missing_one_is_noted(tmp_path):
         (["x"], r"scores.jsonl:1: is no score; write an object with id, loss"),
         (['{"id": "a", "ratio": 1}', '{"id": "a", "ratio": 1}'], r":2: the id 'a' has a score already"),
         (['{"id": "a", "loss": 1}'], r":1: has no 'ratio', which the bounds"),
-        (['{"id": "a", "ratio": "1"}'], r":1: ratio is '1'; write a number, or null"),
+        (['{"id": "a", "ratio": "1"}'], r":1: ratio is '1'; write a finite number, or null"),
+        (['{"id": "a", "ratio": NaN}'], r":1: ratio is nan; write a finite number, or null where there is none"),
+        (['{"id": "a", "ratio": 1}', '{"id": "b", "ratio": -Infinity}'], r":2: ratio is -inf; write a finite number"),
+        (['{"id": "a", "ratio": 1, "loss": 1e999}'], r":1: loss is inf; write a finite number"),
+        (['{"id": "a", "ratio": 1' + "0" * 400 + "}"], r":1: ratio is 10+; write a finite number"),
         ([], r"scores.jsonl: holds no score; write JSON lines"),
     ],
 )
@@ -303,7 +327,6 @@ def test_every_reason_belongs_to_its_rule():
         ({"personal_kinds": ("mail",)}, r"personal_kinds: 'mail' is no kind; did you mean email\?; the kinds are iban"),
         ({"max_loss": 3.0}, r"data.quality.max_loss judges data.quality.scores, which is not set; name the file"),
         ({"scores": "s.jsonl"}, r"data.quality.scores is set, but no bound; set data.quality.min_ratio"),
-        ({"benchmarks": ("b.jsonl",)}, r"benchmarks is set, but data.quality.leakage = 'off'; set it to 'note'"),
         (
             {"scores": "s", "min_ratio": 2.0, "max_ratio": 1.0},
             r"min_ratio = 2.0 is above max_ratio = 1.0, nothing lies between",
@@ -323,6 +346,48 @@ def test_every_reason_belongs_to_its_rule():
 def test_rules_that_cannot_be_followed_are_told_at_the_door(quality, problem):
     with pytest.raises(ConfigError, match=problem):
         from_config_dict({**RUN, "data": {"train": ("a.jsonl",), "quality": quality}})
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "value"),
+    [
+        ("wrong_language", "language_by", "model"),
+        ("length", "min_answer_characters", 2),
+        ("length", "max_answer_characters", 900),
+        ("length", "max_length_deviation", 4.0),
+        ("words", "word_lists", ("words.txt",)),
+        ("score", "scores", "scores.jsonl"),
+        ("score", "max_loss", 3.0),
+        ("leakage", "benchmarks", ("b.jsonl",)),
+        ("leakage", "leakage_words", 8),
+        ("leakage", "leakage_characters", 8),
+        ("leakage", "leakage_share", 0.9),
+        ("near_duplicate", "near_duplicate_similarity", 0.7),
+    ],
+)
+def test_a_key_whose_rule_is_off_would_do_nothing_and_is_told_at_the_door(rule, key, value):
+    quality = {rule: "off", key: value} | ({"scores": "scores.jsonl"} if key == "max_loss" else {})
+    said = rf"quality.{key} is set, but data.quality.{rule} = 'off'; set {rule} to 'note' or 'drop', or leave {key} out"
+    with pytest.raises(ConfigError, match=said):
+        from_config_dict({**RUN, "data": {"train": ("a.jsonl",), "quality": quality}})
+
+
+def test_kinds_of_personal_data_are_told_where_none_is_looked_for():
+    said = (
+        r"personal_kinds is set, but data.quality.personal_data = 'off'; set personal_data to 'note', 'drop' or 'mask'"
+    )
+    with pytest.raises(ConfigError, match=said):
+        from_config_dict({**RUN, "data": {"train": ("a.jsonl",), "quality": {"personal_kinds": ("email",)}}})
+
+
+def test_scores_that_a_stage_goes_by_need_no_rule_but_their_bounds_do():
+    run = {"model": {"path": "m"}, "stages": [{"steps": 3, "order": "score"}]}
+    quality = {"scores": "scores.jsonl", "score": "off"}
+    assert from_config_dict({**run, "data": {"train": ("a.jsonl",), "quality": quality}}).data.quality.score == "off"
+    with pytest.raises(ConfigError) as caught:
+        from_config_dict({**run, "data": {"train": ("a.jsonl",), "quality": quality | {"max_loss": 3.0}}})
+    assert "data.quality.max_loss is set, but data.quality.score = 'off'" in str(caught.value)
+    assert "data.quality.scores" not in str(caught.value)
 
 
 def test_a_library_that_a_rule_needs_is_asked_for_at_the_door(monkeypatch):

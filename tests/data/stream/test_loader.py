@@ -1,6 +1,7 @@
 """A stream's batches: each row once in a pass, and the same rows whenever and on however many hosts a run goes on."""
 
 import dataclasses
+import gzip
 import json
 import logging
 import pathlib
@@ -14,7 +15,7 @@ from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.source import training_parts
 from jax_sft.data.stream.blocks import Maker, Task
 from jax_sft.data.stream.loader import StreamLoader
-from jax_sft.data.stream.shards import make_plan
+from jax_sft.data.stream.shards import UNREADABLE_SHARD, make_plan
 from tests.tiny import CHATML, tiny_tokenizer
 
 LANES = 4
@@ -191,3 +192,31 @@ def test_rules_of_one_conversation_are_tried_while_a_stream_is_read(tmp_path, te
     assert len(ids) == 20 and all(name.startswith("a") for name in ids)
     ((reason, count),) = loader.account.dropped.items()
     assert reason.startswith("personal") and count >= 10  # of each pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_torn_shard_counts_once_though_lanes_share_it_and_passes_come_back_to_it(tmp_path, template, workers):
+    write(tmp_path / "whole.jsonl", range(200))
+    packed = gzip.compress((tmp_path / "whole.jsonl").read_bytes())
+    (tmp_path / "torn.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "whole.jsonl").unlink()
+    config = DataConfig(
+        train=(str(tmp_path),),
+        max_length=128,
+        workers=workers,
+        stream=StreamConfig(on=True, block=8, unreadable="skip"),
+    )
+    loader = loader_of(template, config, steps=(40,), shares=((1.0,),))
+    rows_of(loader, 0, 40, np.arange(LANES))
+    assert loader.epoch_of(40) > 2
+    assert loader.account.dropped == {UNREADABLE_SHARD: 1}
+    assert loader.account.examples[UNREADABLE_SHARD] == [str(tmp_path / "torn.jsonl.gz")]
+    assert loader.account.read == loader.account.kept + 1
+
+
+def test_the_log_counts_stages_from_one(template, folder):
+    lines = loader_of(template, config_of(folder)).mixture_lines()
+    assert lines[-2:] == [
+        "stage 1: 40 steps: a block draws 75.0% of a, 25.0% of b",
+        "stage 2: 60 steps: a block draws 20.0% of a, 80.0% of b",
+    ]
