@@ -73,6 +73,13 @@ class ControlText:
             return any(self.found_in(k, role=role) or self.found_in(v, role=role) for k, v in value.items())
         return isinstance(value, list | tuple) and any(self.found_in(v, role=role) for v in value)
 
+    def found_in_message(self, message: Mapping[str, Any]) -> bool:
+        """The same of a message as a template takes it; its role is one of ours."""
+        role = message["role"]
+        return any(self.found_in(v, role=role) for k, v in message.items() if k != "role") or (
+            len(message) > 2 and any(self.found_in(k, role=role) for k in message)
+        )
+
     def escape(self, value: Any, *, role: str = "") -> Any:
         """The same value with control text broken by a mark in place of its first character.
 

@@ -25,6 +25,7 @@ SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "observation": "t
 SMALLEST_WEIGHT, LARGEST_WEIGHT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 # What a message is made of; a `content` beside the `value` that was read would take its place in the rendering.
 _OWN = frozenset(("role", "content", "from", "value", "train", "weight", "loss_weight", "tool_calls", "function_call"))
+_PLAIN, _PLAIN_ROLES = {"role", "content"}, ("user", "assistant", "system")  # that all formats call so
 _REASONING_PARTS = ("reasoning", "thinking")
 _SPOKEN_PARTS = ("text", *_REASONING_PARTS, "tool_call")
 
@@ -51,6 +52,8 @@ def to_messages(
 
 def to_message(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], *, train: bool | None = None) -> Message:
     """One turn, as `to_messages`."""
+    if turn.keys() == _PLAIN and isinstance(turn["content"], str) and turn["role"] in _PLAIN_ROLES:  # as nearly all are
+        return Message(role=turn["role"], content=as_text(turn["content"], where, "content"), train=train)
     role_key, content_key = ("from", "value") if roles is SHAREGPT_ROLES and "from" in turn else ("role", "content")
     given = turn.get("tool_calls")
     calls = [] if given is None or given == "" else [_call(call, where) for call in as_list(given, where, "tool_calls")]

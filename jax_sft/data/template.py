@@ -226,7 +226,7 @@ class ChatTemplate:
         arguments = {**self._arguments, **(arguments or {})}
         facts, as_parts = self._probed(arguments)
         dicts = [_as_dict(m) for m in messages]
-        found = any(self.control.found_in(m, role=m["role"]) for m in dicts) or self.control.found_in(tools)
+        found = any(map(self.control.found_in_message, dicts)) or self.control.found_in(tools)
         if found:
             dicts = [self.control.escape(m, role=m["role"]) for m in dicts]
             tools = self.control.escape(tools)

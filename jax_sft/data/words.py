@@ -23,8 +23,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 # The expressions of GPT-2 (built into ByteLevel), Llama 3, Qwen 2 to 3.5, GPT-4o, Tekken and the models that took these
-# over. All of them cut before a space between two words, where a run of letters and digits meets ASCII punctuation
-# other than "'", where such punctuation meets a digit, and behind a single newline that is within a text.
+# over. All of them cut before a space between two words, where a run of letters and digits meets a newline or ASCII
+# punctuation other than "'", where such punctuation meets a digit, and behind a single newline that is within a text.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPELLED_OUT = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,9 +44,11 @@ for _digits in (r"\p{N}", r"\p{N}{1,3}"):
         )
 _RUN = re.compile(r" \s|\s ")  # spaces that do not stand alone between two words
 _PUNCTUATION = r"!-&(-/:-@\[-`{-~"  # of ASCII, without "'"
-# Within runs before ASCII alone, and before no digit: the step `Digits` cuts there, and the run is one part.
-_SPACE = re.compile(r" (?=[!-/:-~])")
-_SMALLER = re.compile(rf"(?<=[A-Za-z0-9])(?=[{_PUNCTUATION}])|(?<=[{_PUNCTUATION}])(?=[0-9])|(?<=[!-~]\n)(?=[!-.0-~])")
+# Before ASCII alone, and behind another blank before no digit: the step `Digits` cuts there, the blanks are one part.
+_SPACE = re.compile(r"(?<=\S) (?=[!-~])| (?=[!-/:-~])")
+_SMALLER = re.compile(
+    rf"(?<=[A-Za-z0-9])(?=[\n{_PUNCTUATION}])|(?<=[{_PUNCTUATION}])(?=[0-9])|(?<=[!-~]\n)(?=[!-.0-~])"
+)
 _WORD = re.compile(r" ?[A-Z]?[a-z]+")  # one part in all of them
 _CUT = "\0"
 _LONGEST = 48  # characters of a piece that is remembered
@@ -73,9 +75,9 @@ class Encoded:
 class _InPieces(Encoded):
     """The tokens of pieces, whose offsets are asked for only where a position lies inside of one."""
 
-    def __init__(self, pieces: list[str], found: list[tuple[int, ...]], backend: Tokenizer) -> None:
+    def __init__(self, pieces: list[str], found: list[tuple[int, ...]], words: "Words") -> None:
         super().__init__(list(itertools.chain.from_iterable(found)), ())
-        self._pieces, self._found, self._backend = pieces, found, backend
+        self._pieces, self._found, self._words = pieces, found, words
 
     @functools.cached_property
     def _ends(self) -> tuple[list[int], list[int]]:
@@ -94,8 +96,11 @@ class _InPieces(Encoded):
         start, before = (characters[piece - 1], tokens[piece - 1]) if piece else (0, 0)
         if position <= start or piece == len(self._pieces):
             return before
-        inside = self._backend.encode(self._pieces[piece], add_special_tokens=False)
-        return before + count(Encoded(inside.ids, inside.offsets), position - start)
+        for smaller, ids in self._words.smaller(self._pieces[piece]):
+            if start + len(smaller) > position:
+                return before + (count(self._words.whole(smaller), position - start) if start < position else 0)
+            start, before = start + len(smaller), before + len(ids)
+        raise AssertionError("a piece is as long as its parts")
 
 
 class Words:
@@ -116,12 +121,21 @@ class Words:
         """Raises what the tokenizer raises on a text that is no valid Unicode."""
         pieces = None if self._control is None else self._cut(text)
         if pieces is None:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-            return Encoded(encoding.ids, encoding.offsets)
+            return self.whole(text)
         found = list(map(self._known.get, pieces))
         if None in found:
             found = [self._of_piece(p) if ids is None else ids for p, ids in zip(pieces, found, strict=True)]
-        return _InPieces(pieces, found, self._backend)  # type: ignore[arg-type]  there is no None any more
+        return _InPieces(pieces, found, self)  # type: ignore[arg-type]  there is no None any more
+
+    def whole(self, text: str) -> Encoded:
+        """The same, by the tokenizer itself."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return Encoded(encoding.ids, encoding.offsets)
+
+    def smaller(self, piece: str) -> list[tuple[str, tuple[int, ...]]]:
+        """The parts of a piece that are looked up by themselves, with their ids."""
+        parts = [piece] if piece in self._added else _SMALLER.split(piece)
+        return [(part, self._known.get(part) or self._remembered(part, self._asked(part))) for part in parts if part]
 
     def _cut(self, text: str) -> list[str] | None:
         """The pieces of a text, end to end; None if it is better encoded as a whole."""
@@ -139,13 +153,10 @@ class Words:
 
     def _of_piece(self, piece: str) -> tuple[int, ...]:
         """The ids of a piece that is not known yet."""
-        smaller = _SMALLER.split(piece)
-        if len(smaller) == 1:
-            ids = self._asked(piece)
-        else:
-            parts = [self._known.get(p) or self._remembered(p, self._asked(p)) for p in smaller if p]
-            ids = tuple(itertools.chain.from_iterable(parts))
-        return self._remembered(piece, ids)
+        parts = self.smaller(piece)
+        if len(parts) == 1:
+            return parts[0][1]
+        return self._remembered(piece, tuple(itertools.chain.from_iterable(ids for _, ids in parts)))
 
     def _asked(self, piece: str) -> tuple[int, ...]:
         if _WORD.fullmatch(piece):  # ask the model at once; the way over the text's other steps takes thrice as long

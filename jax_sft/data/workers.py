@@ -81,9 +81,15 @@ def _unasked() -> int:
 
 
 def start_method() -> Literal["fork", "spawn"]:
-    """Fork on Linux, where neither jax nor another thread of Python could be caught in the middle of something."""
+    """Fork on Linux, where no thread of jax or of Python could be caught in the middle of something."""
     others = [t for t in threading.enumerate() if t is not threading.current_thread() and not isinstance(t, TMonitor)]
-    return "fork" if sys.platform == "linux" and "jax" not in sys.modules and not others else "spawn"
+    return "spawn" if sys.platform != "linux" or _jax_has_started() or others else "fork"
+
+
+def _jax_has_started() -> bool:
+    """Whether jax holds its devices, with threads of its own; merely imported it has none."""
+    bridge = sys.modules.get("jax._src.xla_bridge")  # jax has no public way to ask without starting
+    return bridge is not None and getattr(bridge, "backends_are_initialized", lambda: True)()
 
 
 @contextlib.contextmanager

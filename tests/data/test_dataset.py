@@ -340,11 +340,11 @@ def test_workers_are_copies_where_there_is_nothing_that_cannot_be_copied(tmp_pat
     while pathlib.Path(f"/proc/{child}").exists() and "Z" not in state_of(child):
         assert time.monotonic() < deadline, "the worker outlives the process that it was copied from"
         time.sleep(0.05)
-    beside_jax = subprocess.run(
-        [sys.executable, "-c", "import jax\nfrom jax_sft.data import workers\nprint(workers.start_method())"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert beside_jax.stdout.strip() == "spawn"
+    beside_jax = (
+        "import jax\nfrom jax_sft.data.workers import start_method\n"
+        "assert start_method() == 'fork'\njax.devices()\nassert start_method() == 'spawn'"
+    )
+    subprocess.run([sys.executable, "-c", beside_jax], timeout=120, check=True)
 
 
 def state_of(process: int) -> str:

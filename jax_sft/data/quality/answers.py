@@ -34,6 +34,7 @@ PLACEHOLDERS = {
     "(空)",
     "[empty]",
 }
+LETTER = re.compile(r"\w")
 LABEL = re.compile(
     r"\s*(?:#+\s*)?[*_>\"'“「]*\s*(?:question|prompt|instruction|user|human|q|input|问题|问|提问|用户|指令|题目)\s*"
     r"[*_]*\s*[:：]\s*[*_\"'“「]*",
@@ -102,6 +103,9 @@ def repeats_prompt(view: View) -> Finding | None:
         if label := LABEL.match(head):
             head = head[label.end() :]
         # Most answers begin otherwise: say so before squeezing all of both.
+        first, first_asked = LETTER.search(head), LETTER.search(answer.prompt)
+        if not (first and first_asked and first[0].casefold()[0] == first_asked[0].casefold()[0]):
+            continue
         asked = squeezed(answer.prompt[:40])
         if not asked or not squeezed(head[:80]).startswith(asked[:12]):
             continue
