@@ -22,6 +22,7 @@ _ROWS_FOR_PREDICT = 1.02  # rows that a small P may cost: the layers are paid fo
 _SAMPLE = 20_000  # sequences that P is tried on
 _JITTER = 0.7  # the next sequence of a row may be this much shorter than the longest, while there is room for two
 _ROWS_BETWEEN_UPDATES = 1024  # of the progress bar
+_FEW, _FEW_LEFT = 2048, 50  # sequences of which rows are filled as full as they can be; 0.1 s
 _TRIES = 32  # sequences looked at for one with few enough trained positions, before only shorter ones are
 
 
@@ -55,13 +56,11 @@ def _round_up(predicted: float, max_length: int) -> int:
 def pack(
     lengths_N: np.ndarray, trained_N: np.ndarray, *, capacity: int, predict_capacity: int, seed: int | None
 ) -> list[np.ndarray]:
-    """Best-fit-decreasing bin packing under two capacities: positions and predicted positions.
+    """Bin packing under two capacities: positions and predicted positions.
 
-    Each row starts with the longest sequence left and takes, again and again, the longest that still fits (row by row,
-    Johnson 1974). It takes it from those trained more than the mean while the row is trained less, and the other way
-    round: else the long prompts would fill rows of their own, and the long answers would be left with rows that are
-    out of predicted positions while half empty. A seed draws among equals and, while there is room for more than one,
-    among nearly equals (other neighbours meet each time), and shuffles the rows; None keeps the order.
+    Of few sequences, where a row more or less is a percent, two plans are made and the one of fewer rows is taken:
+    `_best_fit` and `_filled_best`; of many, the first alone. A seed draws among equals and among nearly equals (other
+    neighbours meet each time), and shuffles the rows; None keeps the order.
 
     Returns:
         Rows of sequence indices; each sequence stands in exactly one.
@@ -71,6 +70,32 @@ def pack(
     if trained_N.max(initial=0) > predict_capacity:
         raise AssertionError(f"{trained_N.max()} trained positions do not fit rows with room for {predict_capacity}")
     rng = np.random.default_rng(seed) if seed is not None else None
+    taken, ends = _best_fit(lengths_N, trained_N, capacity, predict_capacity, rng)
+    least = -(-int(lengths_N.sum()) // capacity)
+    if least + 1 < len(ends) and len(lengths_N) <= _FEW:
+        other = _filled_best(lengths_N, trained_N, capacity, predict_capacity, rng)
+        taken, ends = min((taken, ends), other, key=lambda plan: len(plan[1]))
+    rows = np.arange(len(ends) - 1)
+    if rng is not None:
+        rng.shuffle(rows)
+    taken_N = np.asarray(taken, np.int64)
+    return [taken_N[ends[row] : ends[row + 1]] for row in rows.tolist()]
+
+
+def _best_fit(
+    lengths_N: np.ndarray,
+    trained_N: np.ndarray,
+    capacity: int,
+    predict_capacity: int,
+    rng: np.random.Generator | None,
+) -> tuple[list[int], list[int]]:
+    """Best-fit-decreasing, row by row (Johnson 1974): the sequences of all rows end to end, and where each row ends.
+
+    Each row starts with the longest sequence left and takes, again and again, the longest that still fits. It takes it
+    from those trained more than the mean while the row is trained less, and the other way round: else the long prompts
+    would fill rows of their own, and the long answers would be left with rows that are out of predicted positions while
+    half empty. While there is room for more than one, it takes one that is nearly as long.
+    """
     order = rng.permutation(len(lengths_N)) if rng is not None else np.arange(len(lengths_N))
     mean_share = float(trained_N.sum()) / max(float(lengths_N.sum()), 1.0)
     is_high = (trained_N > mean_share * lengths_N)[order]
@@ -79,7 +104,7 @@ def pack(
     low = _Pool(order[~is_high], lengths_N, trained)
     high = _Pool(order[is_high], lengths_N, trained)
 
-    taken: list[int] = []  # the sequences of all rows, end to end
+    taken: list[int] = []
     ends = [0]
     with tqdm(total=len(order), desc="packing", unit="seq", delay=2, leave=False) as progress:
         while longest := max(low.longest(), high.longest()):
@@ -98,11 +123,57 @@ def pack(
             ends.append(len(taken))
             if len(ends) % _ROWS_BETWEEN_UPDATES == 0:
                 progress.update(len(taken) - progress.n)
-    rows = np.arange(len(ends) - 1)
-    if rng is not None:
-        rng.shuffle(rows)
-    taken_N = np.asarray(taken, np.int64)
-    return [taken_N[ends[row] : ends[row + 1]] for row in rows.tolist()]
+    return taken, ends
+
+
+def _filled_best(
+    lengths_N: np.ndarray,
+    trained_N: np.ndarray,
+    capacity: int,
+    predict_capacity: int,
+    rng: np.random.Generator | None,
+) -> tuple[list[int], list[int]]:
+    """As `_best_fit`, but each row takes what fills it best together (subset sums; Gupta and Ho 1999), not one by one.
+
+    Where that is trained too much, it takes the longest that fit. With a seed it looks at half of what is left.
+    """
+    order = rng.permutation(len(lengths_N)) if rng is not None else np.arange(len(lengths_N))
+    left = order[np.argsort(lengths_N[order], kind="stable")].tolist()  # the longest last
+    lengths, trained = lengths_N.tolist(), trained_N.tolist()
+    taken: list[int] = []
+    ends = [0]
+    while left:
+        first = left.pop()
+        free, predict_free = capacity - lengths[first], predict_capacity - trained[first]
+        fit = left[: bisect.bisect_right(left, free, key=lambda i: lengths[i])]
+        if rng is not None and len(fit) > _FEW_LEFT:
+            fit = [i for i, kept in zip(fit, (rng.random(len(fit)) < 0.5).tolist(), strict=True) if kept]
+        row = _fullest(fit, lengths, free)
+        if sum(trained[i] for i in row) > predict_free:
+            row = []
+            for i in reversed(fit):
+                if lengths[i] <= free and trained[i] <= predict_free:
+                    row.append(i)
+                    free, predict_free = free - lengths[i], predict_free - trained[i]
+        taken += [first, *row]
+        ends.append(len(taken))
+        gone = set(row)
+        left = [i for i in left if i not in gone]
+    return taken, ends
+
+
+def _fullest(sequences: list[int], lengths: list[int], free: int) -> list[int]:
+    """Those whose lengths together come nearest to what is free; of several ways the one with the longest of them."""
+    sums = [1]  # bit s of sums[k]: some of the first k sequences are s long together
+    for i in sequences:
+        sums.append((sums[-1] | sums[-1] << lengths[i]) & ((1 << free + 1) - 1))
+    missing, row = sums[-1].bit_length() - 1, []
+    for k in range(len(sequences), 0, -1):
+        length = lengths[sequences[k - 1]]
+        if missing >= length and sums[k - 1] >> missing - length & 1:
+            row.append(sequences[k - 1])
+            missing -= length
+    return row
 
 
 class _Pool:

@@ -101,6 +101,22 @@ def test_long_prompts_and_long_answers_share_rows():
     assert predict_capacity(lengths_N, trained_N, max_length=2048) < 2048 / 3
 
 
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_few_sequences_fill_rows_that_best_fit_leaves_open(seed, monkeypatch):
+    lengths = np.clip(np.random.default_rng(0).lognormal(6.2, 0.55, 300), 60, 2000).astype(np.int64)
+    trained = lengths // 2
+
+    def plan() -> list[np.ndarray]:
+        return pack(lengths, trained, capacity=2048, predict_capacity=1280, seed=seed)
+
+    least = -(-int(lengths.sum()) // 2048)
+    few = plan()
+    assert len(few) == least
+    assert sorted(np.concatenate(few).tolist()) == list(range(300))
+    monkeypatch.setattr("jax_sft.data.packing._FEW", 0)
+    assert len(plan()) > least
+
+
 def test_200k_sequences_are_planned_in_seconds():
     lengths_N, trained_N = draw_set("alpaca", 200_000)
     start = time.perf_counter()
