@@ -17,6 +17,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from jax_sft.config import RunConfig
+from jax_sft.data.template import with_defaults
 from jax_sft.hf.load import Pretrained, load_configured, load_params
 from jax_sft.hf.peft import Adapter, check_base, read_adapter, with_template_of
 from jax_sft.hf.stored import weights_hash
@@ -163,13 +164,17 @@ class Parameters:
 def load_base(config: RunConfig) -> Pretrained:
     """The model of a run, without weights; with the chat template of the adapter it goes on from, if nobody names one.
 
+    The template carries `data.template_args`, so that what is exported is asked as it was trained.
+
     Raises:
         ValueError: it cannot be read.
     """
     base = load_configured(config.model, seed=config.seed)
-    if config.lora.adapter is None or config.model.chat_template is not None:
+    if config.lora.adapter is not None and config.model.chat_template is None:
+        base = with_template_of(config.lora.adapter, base)
+    if base.chat_template is None:
         return base
-    return with_template_of(config.lora.adapter, base)
+    return dataclasses.replace(base, chat_template=with_defaults(base.chat_template, config.data.template_args))
 
 
 def of_adapter(folder: str, base: Pretrained) -> Parameters:

@@ -505,7 +505,7 @@ def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | N
         answers = answer(
             run.graphdef,
             joined(params, run.frozen),
-            template=run.base.template.with_arguments(run.config.data.template_args),
+            template=run.base.template,
             conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
             max_new_tokens=run.config.evaluate.max_new_tokens,
             sampling=Sampling(),

@@ -443,6 +443,10 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             "data.template_args.tools is given to the chat template already; take it out",
         ),
         (
+            {"data": {"train": ("a",), "template_args": {"a-b": 1}}},
+            "data.template_args: 'a-b' is no name that a chat template could ask for; write letters, digits and _",
+        ),
+        (
             {"data": {"sets": {"a": {"paths": ("a",), "template_args": {"day": 1j}}}}},
             "data.sets.a.template_args.day = 1j is nothing that JSON can hold; write it as a text, a number or",
         ),

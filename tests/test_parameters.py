@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jax_sft.config import MeshConfig
+from jax_sft.config import MeshConfig, default, from_config_dict
+from jax_sft.data.template import with_defaults
 from jax_sft.hf.load import load_configured
 from jax_sft.model.quantize import Int8, Nf4, Quantized
-from jax_sft.parameters import Parameters, joined, parameters
+from jax_sft.parameters import Parameters, joined, load_base, parameters
 from jax_sft.sharding import make_mesh
 from jax_sft.train_loop import train
 from tests.tiny import run_config
@@ -102,6 +103,16 @@ def test_how_the_frozen_base_is_held(folder, base: str, kernels: Any, others: An
     source = load_configured(run_config(folder).model, seed=0)
     again = traverse_util.flatten_dict(plan.load_frozen(source, make_mesh(MeshConfig())), sep=".")
     jax.tree.map(np.testing.assert_array_equal, again, frozen)  # as a resume does
+
+
+def test_the_template_of_a_run_carries_its_arguments(folder):
+    config = default()
+    config.update(run_config(folder).to_dict())
+    plain = load_base(from_config_dict(config))
+    config.data.template_args = {"enable_thinking": False}
+    base = load_base(from_config_dict(config))
+    assert plain.chat_template is not None
+    assert base.chat_template == with_defaults(plain.chat_template, {"enable_thinking": False}) != plain.chat_template
 
 
 def test_fresh_adapters_hang_on_the_seed_alone(folder):

@@ -134,6 +134,8 @@ def _template_checks(key: str, arguments: Mapping[str, Any]) -> Iterator[str]:
     for name, value in arguments.items():
         if name in RESERVED_ARGUMENTS:
             yield f"{key}.{name} is given to the chat template already; take it out"
+        if not name.isidentifier():
+            yield f"{key}: {name!r} is no name that a chat template could ask for; write letters, digits and _"
         try:
             json.dumps(value)
         except (TypeError, ValueError):

@@ -4,7 +4,6 @@ In: a Hugging Face fast tokenizer, a Jinja text, messages. Out: the rendering, i
 the stop ids. Control text inside messages is escaped before the template sees it and encoded as text (control.py).
 """
 
-import copy
 import functools
 import hashlib
 import json
@@ -43,6 +42,32 @@ def named_template(name: str, tokenizer: Any) -> str:
             f"another of {', '.join(TEMPLATES)}, or name a Jinja file"
         )
     return text
+
+
+def with_defaults(template: str, arguments: Mapping[str, Any]) -> str:
+    """A template that renders as if it were given these arguments, wherever it is not given others.
+
+    So a model that was trained with `enable_thinking` false is served so by whoever reads its folder. Values are what
+    JSON can hold.
+    """
+    sets = [f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(v)} %}}{{%- endif %}}" for name, v in
+            arguments.items()]  # fmt: skip
+    # Behind a block a newline would be taken off, behind a text it is not.
+    return "".join([*sets, "{{- '' }}", template]) if sets else template
+
+
+def _literal(value: Any) -> str:
+    """A value as Jinja writes it."""
+    match value:
+        case None | bool():
+            return str(value).lower()
+        case str():
+            return ascii(value)
+        case Mapping():
+            return "{" + ", ".join(f"{str(k)!a}: {_literal(v)}" for k, v in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)
 
 
 class BrokenTemplateError(DataError):
@@ -105,13 +130,6 @@ class ChatTemplate:
         self._template = template if template is not None else _own_template(tokenizer)
         self._facts: dict[str, tuple[Facts, bool]] = {}  # by the arguments of the template
         self._given_stop_ids = tuple(i for i in stop_ids if self._backend.id_to_token(i) is not None)
-        self._arguments: Mapping[str, Any] = {}
-
-    def with_arguments(self, arguments: Mapping[str, Any]) -> "ChatTemplate":
-        """The same, where the template is always given these arguments, unless a call says otherwise."""
-        other = copy.copy(self)
-        other._arguments = {**self._arguments, **arguments}
-        return other
 
     @property
     def template(self) -> str:
@@ -175,7 +193,7 @@ class ChatTemplate:
         Raises:
             DataError: the template cannot be followed, whatever the conversation.
         """
-        return self._probed(self._arguments)[0]
+        return self._probed({})[0]
 
     def _probed(self, arguments: Mapping[str, Any]) -> tuple[Facts, bool]:
         """The facts under these arguments (Qwen 3 opens an answer otherwise if told not to think), and whether the
@@ -223,7 +241,7 @@ class ChatTemplate:
         Raises:
             BrokenTextError: a message cannot be told from what the program itself marks.
         """
-        arguments = {**self._arguments, **(arguments or {})}
+        arguments = arguments or {}
         facts, as_parts = self._probed(arguments)
         dicts = [_as_dict(m) for m in messages]
         found = any(map(self.control.found_in_message, dicts)) or self.control.found_in(tools)

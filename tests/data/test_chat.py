@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from jax_sft.config import DataConfig
 from jax_sft.data.chat import ChatTemplate, to_sequences
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
+from jax_sft.data.template import with_defaults
 from tests.data.chats import (
     ALPACA,
     CHATML,
@@ -783,20 +785,35 @@ def test_arguments_of_the_template_reach_it_and_those_of_a_row_come_first():
         told = dataclasses.replace(conversation("q", "a"), template_args=arguments)
         (sequence,) = to_sequences(told, template, DataConfig(), Account())
         assert marked(sequence, template) == f"<|im_start|>{text}: q⟦a<|im_end|>⟧"
-    always = template.with_arguments({"name": "Jay"})
-    assert "Jay: " in always.render([{"role": "user", "content": "q"}])
-    assert "Wren: " in always.prepare([], arguments={"name": "Wren"}).plain([{"role": "user", "content": "q"}])
+    assert "Wren: " in template.prepare([], arguments={"name": "Wren"}).plain([{"role": "user", "content": "q"}])
     assert "nobody: " in template.render([{"role": "user", "content": "q"}])
 
 
-def test_a_prompt_is_that_of_the_arguments_that_are_always_given():
-    template = ChatTemplate(tokenizer_for(TOLD_TO_THINK), template=TOLD_TO_THINK)
+def test_a_template_with_defaults_renders_as_if_it_were_given_them():
     asked = [{"role": "user", "content": "q"}]
-    assert template.decode(template.encode_prompt(asked)).endswith("<|im_start|>assistant\n")
-    silent = template.with_arguments({"enable_thinking": False})
+    silent = ChatTemplate(
+        tokenizer_for(TOLD_TO_THINK), template=with_defaults(TOLD_TO_THINK, {"enable_thinking": False})
+    )
+    plain = ChatTemplate(tokenizer_for(TOLD_TO_THINK), template=TOLD_TO_THINK)
     assert silent.decode(silent.encode_prompt(asked)).endswith("<think>\n\n</think>\n\n")
-    assert silent.stop_ids == template.stop_ids
-    assert silent.with_arguments({"enable_thinking": True}).encode_prompt(asked) == template.encode_prompt(asked)
+    assert silent.stop_ids == plain.stop_ids
+    said = conversation("q", "a").messages
+    for told in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        given = {"enable_thinking": False} | told
+        ours, theirs = (t.prepare(said, arguments=a) for t, a in ((silent, told), (plain, given)))
+        for prompt in (False, True):
+            assert ours.plain(ours.messages, prompt=prompt) == theirs.plain(theirs.messages, prompt=prompt)
+    assert with_defaults(TOLD_TO_THINK, {}) == TOLD_TO_THINK
+
+
+@pytest.mark.parametrize("value", ['it\'s "so"\n😀 {{ x }}', 3, 0.25, -1, True, None, ["a", {"b": [None, 1]}], {}])
+def test_defaults_of_any_kind_are_written_as_they_are(value):
+    shown = "\n{% macro m() %}{{ x | tojson }}{% endmacro %}\n\n{{ m() }}{% for _ in [1] %}{{ x | tojson }}{% endfor %}"
+    renderings = [
+        render_jinja_template(conversations=[[]], chat_template=text, **arguments)[0][0]
+        for text, arguments in ((shown, {"x": value}), (with_defaults(shown, {"x": value}), {}))
+    ]
+    assert renderings[0] == renderings[1]
 
 
 NAMED = """{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + (name or 'nobody') + ': ' + m.content }}\
