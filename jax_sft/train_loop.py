@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jax_sft.agreement import check_agreement
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, export_dtype
 from jax_sft.data.loader import Loader
@@ -143,6 +144,9 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     for line in plan.lines():
         _log.info(line)
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
+    fingerprint = resume_fingerprint(config, base, train_set) | plan.fingerprint
+    measured = validation_set.fingerprint if validation_set else None
+    check_agreement({"config": _told(config), "validation": measured} | fingerprint)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = training_loader(config, train_set, sources, base.template)
     for line in loader.mixture_lines():
@@ -161,7 +165,6 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             frozen_layers=plan.frozen_layers,
         )
         state_shape = abstract_state(params_shape, tx, mesh)
-        fingerprint = resume_fingerprint(config, base, train_set) | plan.fingerprint
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=fingerprint)
         restored = checkpoints.restore(state_shape)
         if restored is None:
@@ -245,6 +248,12 @@ def _first_process_does(check: Callable[[], Any], *, what: str) -> None:
         raise failure or ValueError(f"process {jax.process_index()}: {what} failed; see the message of process 0")
     if failure is not None:
         raise failure
+
+
+def _told(config: RunConfig) -> dict[str, Any]:
+    """The config, without what each process may have otherwise."""
+    said = dataclasses.asdict(config)
+    return said | {"data": {k: v for k, v in said["data"].items() if k not in ("cache", "workers")}}
 
 
 def _check_ends(config: RunConfig, workdir: pathlib.Path) -> None:

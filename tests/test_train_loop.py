@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -500,3 +501,21 @@ def test_a_vocabulary_that_is_padded_for_the_mesh_trains_and_leaves_as_it_came(f
     saved = Checkpoints(runs[100] / "checkpoints", config.checkpoint, fingerprint=None).restore_params(shapes)[1]
     assert saved["embed_VD"].shape[0] == 300 and not np.asarray(saved["embed_VD"])[264:].any()
     assert json.loads((runs[100] / "export" / "CERTIFICATE.json").read_text())["verdict"] == "passed"
+
+
+@pytest.mark.slow
+def test_processes_that_are_not_about_the_same_run_end_at_once_and_say_why(folder, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text((folder / "train.jsonl").read_text().replace("count to 3", "count to 33"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    told = (["seed=0"], ["seed=1", f"data.train=('{other}',)"])
+    processes = [
+        start(folder, tmp_path / "run", *overrides, **shared, JAX_PROCESS_ID=str(i)) for i, overrides in enumerate(told)
+    ]
+    for process in processes:
+        said = " ".join(finish(process, status=1).split())
+        differs = r"config.data.train is .*; config.seed is 0 and 1; data is '\w+'"
+        assert re.search(f"processes 0 and 1 are not about the same run: {differs}", said), said
