@@ -300,6 +300,7 @@ class _Progress:
     after_step: int = -1
     after_loss: float | None = None  # of that validation, the loss that decides which step is the best
     best_loss: float | None = None
+    waited: int = 0  # evaluations since that
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
     late_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # of such steps: not in their checkpoints
@@ -319,7 +320,7 @@ class _Progress:
         """Losses of another validation set are no measure for the best."""
         if fingerprint != self.validation:
             _log.warning("the validation set is another one than before: the best loss is looked for anew")
-            self.validation, self.best_loss, self.before = fingerprint, None, None
+            self.validation, self.best_loss, self.before, self.waited = fingerprint, None, None, 0
 
     def evaluate(self, run: _Run, params: Any, metrics: Metrics, step: int) -> float | None:
         """Validation and samples at a step. Returns the loss if it is the best so far."""
@@ -329,9 +330,14 @@ class _Progress:
         best = run.config.evaluate.best
         self.after_loss = None if losses is None else losses.by_source[best]["loss"] if best else losses.loss
         if self.after_loss is None or not self.after_loss < (math.inf if self.best_loss is None else self.best_loss):
+            self.waited += 1
             return None
-        self.best_loss = self.after_loss
+        self.best_loss, self.waited = self.after_loss, 0
         return self.best_loss
+
+    def is_over(self, config: RunConfig) -> bool:
+        """Whether the validation loss has not fallen for as long as the config is patient."""
+        return config.evaluate.patience is not None and self.waited >= config.evaluate.patience
 
 
 def _steps(
@@ -346,12 +352,16 @@ def _steps(
 ) -> Outcome:
     """The loop itself."""
     config, total = run.config, run.loader.total_steps
+    if progress.is_over(config):
+        total = start_step
     if start_step < total:
         _log_memory_plan(run, state, start_step)
     if start_step in (0, progress.owed_step):
         progress.evaluate(run, state.params, metrics, start_step)
         if start_step and progress.after_loss is not None:
             progress.late_losses[str(start_step)] = progress.after_loss
+        if progress.is_over(config):
+            total = start_step
         signals.stop_if_received()
     for step, loss in progress.late_losses.items():
         run.checkpoints.note_loss(int(step), loss)
@@ -395,17 +405,20 @@ def _steps(
                     progress.owed_step = done
                 elif evaluate_now:
                     best_loss = progress.evaluate(run, state.params, metrics, done)
+                    if progress.is_over(config):
+                        total = done
                     if isinstance(run.loader, StreamLoader):
                         tell_account(run.loader, metrics, done)
-                if (save_now or best_loss is not None) and isinstance(run.loader, StreamLoader):
+                save_now = save_now or best_loss is not None or done == total
+                if save_now and isinstance(run.loader, StreamLoader):
                     progress.lanes = gathered_states(run.loader, done, rows)
-                if save_now or best_loss is not None:
+                if save_now:
                     loss = progress.after_loss if progress.after_step == done else None
                     run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
                     stop = stop or signals.received  # it came during the evaluation, and this step is saved
                 if not stop:
                     state = _at_stage(run, state, progress, done)
-            if stop:
+            if stop or done == total:
                 run.checkpoints.wait()
                 break
     if progress.skipped_steps:
@@ -413,22 +426,39 @@ def _steps(
     if stop:
         _log.info("saved step %d of %d; run the same command again to go on", done, total)
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
-    if start_step == total:
+    if progress.is_over(config):
+        _log.info(
+            "the training ends at step %d of %d: %d evaluations in a row without a lower validation loss (%.4f)",
+            done, run.loader.total_steps, progress.waited, progress.best_loss or math.nan,
+        )  # fmt: skip
+    elif start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
+    return Outcome(True, done, run.workdir, _exported(run, state, progress, done), progress.before, progress.after)
+
+
+def _exported(run: _Run, state: TrainState, progress: _Progress, done: int) -> pathlib.Path:
+    """Write the export, and push it if the config says so."""
+    config = run.config
     jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
+    params, after = state.params, progress.after
+    weights = config.export.weights or ("last" if config.evaluate.patience is None else "best")
+    if weights == "best":
+        done, params, notes = _best_params(run, params, progress, done)
+        after = _Progress.from_notes(notes).after if notes is not None else after
+        _log.info("the weights of step %d, which have the lowest validation loss, are exported", done)
     name, private, form = config.export.push_to, config.export.push_private, config.export.format or "full"
     export = Export(
         out=run.workdir / "export",
         dtype=config.export.dtype or export_dtype(form),
         max_shard_size=config.export.max_shard_size,
-        facts=training_facts(config, total, progress.before, progress.after),
+        facts=training_facts(config, done, progress.before, after),
         exam=make_exam(run.base, config.data, config.evaluate.prompts) if config.export.certify else None,
         name=name,
     )
     folder = write_trained(
         run.base,
         run.plan,
-        state.params,
+        params,
         run.frozen,
         export,
         form=form,
@@ -439,7 +469,22 @@ def _steps(
         again = ["jax-sft", "export", "--workdir", run.workdir, "--out", folder, "--push-to-hub", name]
         again = shlex.join([*map(str, again), *(["--private"] if private else [])])
         _first_process_does(lambda: push(folder, name, private=private, again=again), what="the push to the hub")
-    return Outcome(True, done, run.workdir, folder, progress.before, progress.after)
+    return folder
+
+
+def _best_params(run: _Run, params: Any, progress: _Progress, done: int) -> tuple[int, Any, dict[str, Any] | None]:
+    """Step and weights with the lowest validation loss so far, and what the host noted there; None for those of now.
+
+    The weights of now are deleted if they are not the best.
+    """
+    run.checkpoints.wait()
+    loss = progress.after_loss if progress.after_step == done else None
+    best = done if loss is not None and loss == progress.best_loss else run.checkpoints.best_step
+    if best is None or best == done:
+        return done, params, None
+    shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    jax.tree.map(lambda x: x.delete(), params)
+    return run.checkpoints.restore_params(shape, step=best)
 
 
 def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> TrainState:
@@ -453,14 +498,8 @@ def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> T
     _log.info(stage_line(run.config, run.loader, number))
     if run.config.stages[number].start == "last":
         return state
-    run.checkpoints.wait()
-    params, loss = state.params, progress.after_loss if progress.after_step == done else None
-    best = done if loss is not None and loss == progress.best_loss else run.checkpoints.best_step
     jax.tree.map(lambda x: x.delete(), state.opt_state)
-    if best is not None and best != done:
-        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-        jax.tree.map(lambda x: x.delete(), params)
-        best, params, _ = run.checkpoints.restore_params(shape, step=best)
+    best, params, _ = _best_params(run, state.params, progress, done)
     _log.info("it starts from the weights of step %s, which have the lowest validation loss", best)
     return dataclasses.replace(init_state(params, run.tx, run.mesh), step=state.step)
 

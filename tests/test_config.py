@@ -443,6 +443,27 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
             "data.template_args.tools is given to the chat template already; take it out",
         ),
         (
+            {"evaluate": {"patience": 2, "every_steps": 1, "prompts": ("q",)}},
+            "evaluate.patience goes by the validation loss; set data.validation or data.holdout, or leave it out",
+        ),
+        (
+            {"evaluate": {"patience": 2}, "data": {"train": ("a",), "validation": ("b",)}},
+            "evaluate.patience counts evaluations, and there is none on the way; set evaluate.every_steps",
+        ),
+        (
+            {
+                "evaluate": {"patience": 2, "every_steps": 1},
+                "data": {"train": ("a",), "validation": ("b",)},
+                "train": {},
+                "stages": [{"steps": 3}],
+            },
+            "evaluate.patience would end the run within a stage; leave it out, and let stages start from the best",
+        ),
+        (
+            {"export": {"weights": "best"}},
+            "export.weights = 'best' goes by the validation loss; set data.validation or data.holdout, or leave it",
+        ),
+        (
             {"data": {"train": ("a",), "template_args": {"a-b": 1}}},
             "data.template_args: 'a-b' is no name that a chat template could ask for; write letters, digits and _",
         ),

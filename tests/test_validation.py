@@ -4,12 +4,15 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, default, from_config_dict
 from jax_sft.data.holdout import MEASURED, is_held_out
 from jax_sft.data.source import training_parts, validation_parts
+from jax_sft.export import export_workdir
 from jax_sft.run_data import load_sets
 from jax_sft.train_loop import train
 from tests.data.chats import tokenizer_for
@@ -77,6 +80,38 @@ def test_what_is_held_out_is_measured_and_not_trained_on(folder, tmp_path):
     assert not ids[0] & ids[1]
     assert len(ids[0]) + len(ids[1]) == 80 == trained.account.read
     assert trained.account.held_out == len(ids[1]) == held_out.account.read
+
+
+@pytest.mark.slow
+def test_a_run_ends_when_the_loss_has_not_fallen_for_long_and_exports_the_best(folder, tmp_path):
+    config = default()
+    few = write_conversations(tmp_path / "few.jsonl", 3, offset=500)  # it learns these by heart
+    config.update(measured(folder, train=(str(few),)).to_dict())
+    config.train.steps, config.optim.lr, config.checkpoint.every_steps = 20, 0.02, 100
+    config.optim.schedule = "constant"
+    config.evaluate.patience, config.export.certify, config.export.dtype = 2, False, "float32"
+    outcome = train(from_config_dict(config), tmp_path / "run", command="test")
+    lines = evaluations(tmp_path / "run")
+    losses = {line["step"]: line["validation/loss"] for line in lines}
+    best = min(losses, key=lambda step: losses[step])
+    assert outcome.finished and 0 < best < outcome.step == best + 2 < 20
+
+    def exported(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+        return load_file(workdir / "export" / "model.safetensors")
+
+    export_workdir(tmp_path / "run", tmp_path / "best", step=best, dtype="float32", certified=False)
+    of_best = load_file(tmp_path / "best" / "model.safetensors")
+    found = exported(tmp_path / "run")
+    assert all(np.array_equal(found[name], of_best[name]) for name in of_best)
+    # Started again it has nothing to do; with more patience it goes on as one that had it from the start.
+    again = train(from_config_dict(config), tmp_path / "run", command="test")
+    assert again.step == outcome.step and len(evaluations(tmp_path / "run")) == len(lines)
+    config.evaluate.patience, config.export.weights = 50, "last"
+    for name in ("run", "whole"):
+        train(from_config_dict(config), tmp_path / name, command="test")
+    on, whole = exported(tmp_path / "run"), exported(tmp_path / "whole")
+    assert all(np.array_equal(on[name], whole[name]) for name in whole)
+    assert not all(np.array_equal(on[name], of_best[name]) for name in whole)
 
 
 def template_of(folder: pathlib.Path) -> Any:

@@ -149,6 +149,16 @@ def _is_measured(run: RunConfig) -> bool:
 def _validation_checks(run: RunConfig) -> Iterator[str]:
     """What is measured, and by what the best is chosen."""
     data, best = run.data, run.evaluate.best
+    for key, is_set in (
+        ("evaluate.patience", run.evaluate.patience is not None),
+        ("export.weights = 'best'", run.export.weights == "best"),
+    ):
+        if is_set and not _is_measured(run):
+            yield f"{key} goes by the validation loss; set data.validation or data.holdout, or leave it out"
+    if run.evaluate.patience is not None and run.evaluate.every_steps is None:
+        yield "evaluate.patience counts evaluations, and there is none on the way; set evaluate.every_steps"
+    if run.evaluate.patience is not None and run.stages:
+        yield "evaluate.patience would end the run within a stage; leave it out, and let stages start from the best"
     if not 0 <= data.holdout <= 0.5:
         yield f"data.holdout = {data.holdout} must lie between 0 and 0.5; it is a share of the prompts, such as 0.02"
     for name, paths in data.validation_sets.items():
@@ -320,6 +330,7 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
         "train.epochs": run.train.epochs,
         "train.loss_chunk_tokens": run.train.loss_chunk_tokens,
         "evaluate.every_steps": run.evaluate.every_steps,
+        "evaluate.patience": run.evaluate.patience,
         "evaluate.max_new_tokens": run.evaluate.max_new_tokens,
         "checkpoint.every_steps": run.checkpoint.every_steps,
         "checkpoint.keep": run.checkpoint.keep,

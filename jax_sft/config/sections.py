@@ -224,6 +224,7 @@ class EvaluateConfig:
 
     every_steps: int | None = None  # None: at the start and the end alone
     best: str | None = None  # the validation set whose loss decides; None: all together
+    patience: int | None = None  # the training ends after so many evaluations in a row without a lower validation loss
     prompts: tuple[str, ...] = ()
     max_new_tokens: int = 64
 
@@ -250,6 +251,8 @@ class ExportConfig:
     """The Hugging Face folder at the end."""
 
     format: Literal["full", "merged", "adapter"] | None = None  # None: adapter if there are adapters, else full
+    # Of the last step, or of that with the lowest validation loss; None: with evaluate.patience the best, else the last
+    weights: Literal["last", "best"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: bfloat16, and of adapters float32
     max_shard_size: str = "5GB"
     certify: bool = True  # read the folder back, compare logits, answer once; CERTIFICATE.json
