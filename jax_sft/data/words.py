@@ -117,6 +117,11 @@ class Words:
     def __reduce__(self) -> tuple[Any, ...]:
         return Words, (self._backend,)
 
+    @property
+    def cuts(self) -> bool:
+        """Whether this tokenizer is one whose texts are cut."""
+        return self._control is not None
+
     def encode(self, text: str) -> Encoded:
         """Raises what the tokenizer raises on a text that is no valid Unicode."""
         pieces = None if self._control is None else self._cut(text)

@@ -82,7 +82,7 @@ def check(encoder: Words, text: str) -> None:
 def test_ids_and_places_are_those_of_the_tokenizer(name, nfc, trim, monkeypatch):
     monkeypatch.setattr(words, "_USUAL", 10**9)  # cut everything
     encoder = Words(tokenizer(name, nfc=nfc, trim=trim))
-    assert encoder._control is not None
+    assert encoder.cuts
     for text in CORPUS:
         check(encoder, text)
 
@@ -139,7 +139,7 @@ def changed(name: str) -> Tokenizer:
 )  # fmt: skip
 def test_other_tokenizers_are_asked_for_each_text(name):
     encoder = Words(changed(name))
-    assert encoder._control is None
+    assert not encoder.cuts
     if name != "dropout":
         for text in CORPUS:
             check(encoder, text)

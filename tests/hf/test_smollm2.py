@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from jax_sft.config import MeshConfig, OptimConfig
 from jax_sft.data.conversation import Sequence
 from jax_sft.data.packing import fill_rows
+from jax_sft.data.words import Words
+from jax_sft.generate import Sampling, generate
 from jax_sft.hf import gguf
 from jax_sft.hf.load import Pretrained, load_model
 from jax_sft.hf.tokenizer import load_tokenizer
@@ -134,6 +136,13 @@ def test_tokens_are_those_that_llama_cpps_rules_give(tokenizer: PreTrainedTokeni
 
 def test_tokens_are_those_on_record(tokenizer: PreTrainedTokenizerFast):
     assert [tokenizer(text).input_ids for text in TEXTS] == golden()["tokens"]
+
+
+def test_a_cache_of_words_gives_the_same_tokens(tokenizer: PreTrainedTokenizerFast):
+    words = Words(tokenizer.backend_tokenizer)
+    assert words.cuts
+    for text in [*TEXTS, *TEXTS, " ".join(TEXTS)]:
+        assert words.encode(text).ids == tokenizer(text).input_ids
 
 
 def test_the_tokenizer_knows_where_a_turn_ends(tokenizer: PreTrainedTokenizerFast):
@@ -266,6 +275,93 @@ def after_two_steps(model: Pretrained, tokens_T: np.ndarray) -> Any:
     return state.params
 
 
+ASKED = [
+    "What is the capital of Peru?",
+    "Name three fruits that are yellow.",
+    "Translate into French: The cat sleeps on the chair.",
+    "Write a short poem about rain.",
+    "Explain in one sentence why the sky is blue.",
+    "What is 17 plus 25?",
+    "Give me a title for a story about a lost dog.",
+    "Summarise: The train was late because snow lay on the tracks, and many people missed the opening of the fair.",
+    "Write a Python function that returns the larger of two numbers.",
+    "Which planet is closest to the sun?",
+    "Is a tomato a fruit or a vegetable? Say why.",
+    "Complete: The early bird",
+    "List the days of the week in reverse order.",
+    "What does the word 'brief' mean?",
+    "Write an e-mail that declines an invitation politely.",
+    "How many legs do three spiders have?",
+    "Make this sentence longer: She left.",
+    "Correct the spelling: I recieved teh letter yesterday.",
+    "What should one do when a kettle boils over?",
+    "Tell me a joke about a librarian.",
+    "hi",
+    "Why do leaves fall in autumn? " * 6,
+    "秘鲁的首都是哪里？",
+    "请说出三种黄色的水果。",
+    "把这句话翻译成英文：猫睡在椅子上。",
+    "写一首关于雨的短诗。",
+    "用一句话解释天空为什么是蓝色的。",
+    "十七加二十五等于多少？",
+    "请列出一周的每一天。",
+    "“简短”是什么意思？",
+    "蜘蛛有几条腿？",
+    "你好",
+]
+NEW_TOKENS = 64
+
+
+def asked(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    return [tokenizer(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n").input_ids for q in ASKED]
+
+
+@pytest.mark.slow
+def test_greedy_answers_in_a_batch_are_those_of_transformers_one_by_one(model: Pretrained, tokenizer):
+    """32 prompts of 8 to 70 tokens, English and Chinese, 64 tokens each; and the log probability of each token."""
+    prompts, record = asked(tokenizer), golden()["greedy"]
+    graphdef = build(model.config, dtype="float32", attention="auto")
+    made = generate(
+        graphdef,
+        model.params,
+        prompts,
+        max_new_tokens=NEW_TOKENS,
+        stop_ids=[],
+        pad_id=0,
+        sampling=Sampling(),
+    )
+    assert [g.tokens for g in made] == record["tokens"]
+    for prompt, row, theirs in zip(prompts, record["tokens"], record["logprobs"], strict=True):
+        logits_TV = our_logits(model, np.asarray([prompt + row]))[0][len(prompt) - 1 : -1]
+        ours = np.asarray(jax.nn.log_softmax(logits_TV.astype(np.float32)))[np.arange(NEW_TOKENS), row]
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def greedy_of_transformers(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Tokens and log probabilities, each prompt by itself."""
+    import torch
+
+    model, tokens, logprobs = transformers_model(), [], []
+    for prompt in asked(tokenizer):
+        given = torch.tensor([prompt])
+        with torch.no_grad():
+            made = model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                repetition_penalty=1.0,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0]
+            logits_TV = model(made[None]).logits[0, len(prompt) - 1 : -1].float()
+        row = made[len(prompt) :]
+        tokens.append(row.tolist())
+        logprobs.append([round(x, 6) for x in logits_TV.log_softmax(-1)[torch.arange(NEW_TOKENS), row].tolist()])
+    return {"tokens": tokens, "logprobs": logprobs}
+
+
 def write_golden() -> None:
     tokenizer, theirs = load_tokenizer(smollm2()), transformers_model()
     by_the_book = PlainBpe(gguf.read(smollm2()).metadata)
@@ -279,6 +375,7 @@ def write_golden() -> None:
         "logits": [[round(float(x), 5) for x in row] for row in logits_TV[:, vocabulary]],
         "largest_logit": float(np.abs(logits_TV).max()),
         "wikitext_loss": loss(torch_logits(theirs, wikitext_T), wikitext_T),
+        "greedy": greedy_of_transformers(tokenizer),
     }
     GOLDEN.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
 
