@@ -87,7 +87,10 @@ def test_f1_counts_shared_words_and_characters():
         ("She has 5 left.\n#### 72", "72"),
         ("#### 72\nThat is 3 more than 69.", "72"),  # what GSM8K marks, not what comes last
         ("#### none, so 7", "7"),
-        ("The price is $1,234.50", "1234.5"),
+        ("The price is $1,234.50", "2469/2"),
+        ("#### $1,000", "1000"),
+        ("#### -4 degrees, 3 less", "-4"),
+        ("#### Step 3\nSo it is 20.", "20"),
         ("about 1,234,567 people", "1234567"),
         ("2,3", "3"),  # a list
         ("it is .5", "1/2"),
@@ -281,7 +284,8 @@ def test_without_sacrebleu_the_way_out_is_said(name, monkeypatch):
 
 def test_every_metric_has_a_line_and_a_scale():
     assert {m.scale for m in metrics.METRICS.values()} == {1, 100}
-    assert all(m.about.endswith((".", ";", "each", "is.")) or m.about for m in metrics.METRICS.values())
+    assert metrics.METRICS["json_valid"].about.startswith("1 where the answer is JSON")
+    assert all(m.about for m in metrics.METRICS.values())
     assert metrics.METRICS["pass_at_1"].options == ("unsafe", "seconds", "memory_mb")
 
 
@@ -522,8 +526,7 @@ def bare(request, monkeypatch, tmp_path) -> bool:
 @linux
 def test_code_that_forks_leaves_nothing_behind(bare):
     name = f"forks{os.getpid() % 10**6}{'b' if bare else 'c'}"
-    forks = NAMED.format(name=name) + "for _ in range(4):\n    os.fork()\n    os.setsid() if os.getpid() != 1 else 0\n"
-    forks = forks.replace("os.setsid() if os.getpid() != 1 else 0", "os.fork() or os.setsid()")
+    forks = NAMED.format(name=name) + "for _ in range(3):\n    os.fork()\n    os.fork() or os.setsid()\n"
     assert verdict(forks + "time.sleep(60)", seconds=0.5) == (False, "time")
     assert alive(name) == 0
     daemon = "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n    os._exit(0)\n"
@@ -534,7 +537,7 @@ def test_code_that_forks_leaves_nothing_behind(bare):
 @linux
 def test_code_does_not_stop_the_scoring(bare):
     passed, reason = verdict("import os\nos.kill(os.getppid(), 9)\nos.kill(os.getpid(), 9)")
-    assert not passed and reason in ("ended before its tests", "killed the process that watches it")
+    assert not passed and (reason == "killed the process that watches it" or not bare)
     assert verdict("import os\nos.closerange(0, 100)")[1] == "ended before its tests"
     assert verdict(GOOD) == (True, "passed")
 
@@ -564,8 +567,7 @@ def test_code_cannot_write_outside_its_folder(tmp_path):
 
 
 @linux
-def test_where_nothing_is_kept_the_notes_say_so(monkeypatch, tmp_path, request):
-    request.getfixturevalue("monkeypatch")
+def test_where_nothing_is_kept_the_notes_say_so(monkeypatch):
     real = run_program(GOOD, TESTS, seconds=5, memory_mb=256)
     bare = programs.Verdict(real.passed, real.reason)
     monkeypatch.setattr(programs, "run_program", lambda *_, **__: bare)

@@ -57,7 +57,8 @@ def _confine(libc: ctypes.CDLL | None) -> list[str]:
     if libc.unshare(NEW_USER | NEW_PIDS | NEW_NETWORK | NEW_MOUNTS):
         return []
     for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+        # Without it the code sees itself as nobody, and is kept from as much.
+        with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
             file.write(line)
     return ["network", "processes"] + (["files"] if _only_this_folder(libc) else [])
 

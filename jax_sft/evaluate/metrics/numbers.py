@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from jax_sft.evaluate.metrics.result import Measured
 
 MARK = "####"  # GSM8K's answer is behind it
+_BEFORE = " \t*$€£¥￥"  # what may stand between them
 _PLAIN = str.maketrans("０１２３４５６７８９．／－−％＃", "0123456789./--%#")
 # A Chinese comma parts the members of a list too: only between wide digits does it part thousands.
 _WIDE_THOUSANDS = re.compile(r"(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
@@ -46,13 +47,16 @@ def final_number(predictions: Sequence[str], references: Sequence[str], *, toler
 
 
 def number_of(text: str) -> fractions.Fraction | None:
-    """The first number behind the last "####", or else the last of the text; None if it has none."""
+    """The number right behind the last "####", or else the last of the text; None if it has none.
+
+    A heading of Markdown, such as "#### Step 3", marks nothing.
+    """
     plain = _WIDE_THOUSANDS.sub(",", text).translate(_PLAIN)
     for pattern, replacement in _LATEX:
         plain = pattern.sub(replacement, plain)
     _, mark, behind = plain.rpartition(MARK)
-    if mark and (first := _NUMBER.search(behind)):
-        return _value(first)
+    if mark and (marked := _NUMBER.match(behind.lstrip(_BEFORE))):
+        return _value(marked)
     found = list(_NUMBER.finditer(plain))
     return _value(found[-1]) if found else None
 

@@ -4,7 +4,8 @@ In: predictions and references. Out: 0 or 1 for each row. The code of an answer 
 of it. Each program runs in a process of its own, in a temporary folder that goes with it, without the environment's
 variables, and is killed with its children when its time is over.
 
-What is not prevented: it reads every file that you may read. Code that means to cheat can tell that it passed, for the
+What is not prevented: it reads every file that you may read, and reaches services whose socket is a file, such as
+Docker's. Code that means to cheat can tell that it passed, for the
 asserts run in its own process. Memory is limited for each process and disk for each file (64 MiB), not for all
 of them together; the number of processes is not limited. Where the kernel gives no namespaces (macOS, many containers),
 it also has the network, can write wherever you may, can send signals to your other processes, and on macOS can leave
