@@ -1,6 +1,5 @@
 """Task metrics: worked by hand, in English and Chinese, against recorded values of sacrebleu and rouge-score."""
 
-import importlib.util
 import json
 import math
 import os
@@ -70,13 +69,14 @@ def test_f1_counts_shared_words_and_characters():
     got = rows(
         "f1",
         ("the red old car", "a red car"),  # red, car of 3 and of 2: P 2/3, R 1
-        ("red red red", "red car"),  # one red counts
+        ("red red red", "red car"),  # one red counts: P 1/3, R 1/2
+        ("red red", "red red car"),  # two do: P 1, R 2/3
         ("blue", "red"),
         ("", "red"),
         ("北京大学", "北京"),  # P 2/4, R 1
         ("买了iPhone手机", "iPhone 手机"),  # 买 了 iphone 手 机: P 3/5, R 1
     )
-    assert got == pytest.approx([0.8, 0.4, 0, 0, 2 / 3, 0.75])
+    assert got == pytest.approx([0.8, 0.4, 0.8, 0, 0, 2 / 3, 0.75])
     assert metrics.score("f1", ["red", ""], ["red", "blue"]).value == 0.5
 
 
@@ -106,6 +106,7 @@ def test_f1_counts_shared_words_and_characters():
         ("答案是７２。", "72"),
         ("共１，２００元", "1200"),
         ("一共有苹果3，梨400个", "400"),
+        ("分别是3，400", "400"),  # no thousands
         ("四分之三，即３／４", "3/4"),
         ("占25％", "25"),
         ("no number", None),
@@ -386,9 +387,8 @@ def prediction(number: int, **more) -> metrics.Prediction:
 
 def test_predictions_are_written_whole(tmp_path):
     path = tmp_path / "p.jsonl"
-    assert (
-        metrics.write_predictions(path, [prediction(1), prediction(2, reference=None, prediction="\ud800\u2028")]) == 2
-    )
+    odd = prediction(2, reference=None, prediction="\ud800\u2028")
+    assert metrics.write_predictions(path, [prediction(1), odd]) == 2
     text = path.read_bytes().decode()
     first, second = (json.loads(line) for line in text.split("\n")[:-1])
     assert first == {
@@ -426,7 +426,7 @@ def kept_from_the_code(what: str):
     return pytest.mark.skipif(what not in KEPT, reason=f"this kernel does not let us keep {what} from the code")
 
 
-def verdict(code: str, *, seconds: float = 5, tests: str = TESTS) -> tuple[bool, str]:
+def verdict(code: str, *, seconds: float = 20, tests: str = TESTS) -> tuple[bool, str]:
     told = run_program(code, tests, seconds=seconds, memory_mb=256)
     return told.passed, told.reason
 
@@ -474,6 +474,7 @@ def test_pass_at_1_runs_the_last_fence():
         ("def add(a, b):\n    return add(b, a)", "RecursionError"),
         ("class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E", "E"),
         ("\ud800", "UnicodeEncodeError"),
+        ("class passed(Exception):\n    pass\nraise passed", "passed"),
     ],
 )
 def test_code_that_fails_fails(code, said):
@@ -539,6 +540,10 @@ def test_code_does_not_stop_the_scoring(bare):
     passed, reason = verdict("import os\nos.kill(os.getppid(), 9)\nos.kill(os.getpid(), 9)")
     assert not passed and (reason == "killed the process that watches it" or not bare)
     assert verdict("import os\nos.closerange(0, 100)")[1] == "ended before its tests"
+    everywhere = (
+        "import os\nfor fd in range(20):\n    try:\n        os.write(fd, b'[1]')\n    except OSError:\n        pass\n"
+    )
+    assert verdict(everywhere + GOOD)[1] == "ended before its tests"
     assert verdict(GOOD) == (True, "passed")
 
 
@@ -589,5 +594,4 @@ def test_code_cannot_signal_other_processes():
 
 def test_no_jax_is_imported():
     code = "import sys, jax_sft.evaluate.metrics; raise SystemExit('jax' in sys.modules)"
-    assert importlib.util.find_spec("jax") is not None
     assert subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[2]).returncode == 0

@@ -69,7 +69,8 @@ def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
 def bleu(predictions: Sequence[str], references: Sequence[str], *, tokenize: str | None = None) -> Measured:
     """BLEU as sacrebleu makes it; `by_row` is that of each sentence, with effective order.
 
-    `tokenize` is a name of sacrebleu's; None is "zh" where the references are mainly Chinese, else "13a".
+    `tokenize` is a name of sacrebleu's; None is "zh" where the references are mainly Chinese, else "13a". For
+    Japanese and Korean, name "char", or one of sacrebleu's that needs a package of its own.
 
     Raises:
         ValueError: sacrebleu is not installed, or does not know the tokeniser.
