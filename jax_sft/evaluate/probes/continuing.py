@@ -1,9 +1,10 @@
 """Whether a text answers a prompt or continues it: the signs of a base model at work.
 
-In: the conversation that was put, and what the model said. Out: why it does not answer, with an excerpt, or None.
+In: the prompt, and what the model said. Out: why it does not answer, with an excerpt, or None.
 
 A base model writes on: the rest of the question, the next questions of the sheet, options to tick, the next turn of the
-conversation, the worries of whoever asked. An assistant may quote the question, and may end with one of courtesy.
+conversation, the worries of whoever asked. An assistant may quote the question, and may end with one of courtesy. What
+reads like an answer and is none (an article that goes on in plain prose) is not seen: that takes a reader.
 """
 
 import re
@@ -13,100 +14,14 @@ from jax_sft.data.conversation import Conversation, Message
 from jax_sft.data.quality.answers import empty_answer, repeats_prompt
 from jax_sft.data.quality.remains import boilerplate
 from jax_sft.data.quality.text import Finding, View, around, is_cjk, squeezed, tokens, without_code
-
-_SENTENCE = re.compile(r"[^.!?。！？\n]*(?:[.!?]+(?=[\s\"')\]*_”’）]|$)[\"')\]*_”’）]*|[。！？]+[”』」）]*|[.!?]+|\n|$)")
-_MARK = re.compile(r"^\s*(?:[-*+•]\s+|#+\s*|[（(]?\d+\s*[.)、．）:：]\s*|[a-zA-Z][.)]\s+|\*\*)*")
-_NUMBERED = re.compile(r"^\s*(?:[-*+•]|[（(]?\d+\s*[.)、．）])\s*")
-_HEADED = re.compile(r"\s*(?:#+\s|>\s|\*\*|__|[\"“「『《])")  # as a title or quoted, not as the text itself
-_QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|「[^」\n]*」|『[^』\n]*』|《[^》\n]*》|^>.*$", re.MULTILINE)
+from jax_sft.evaluate.probes import signs
 
 SHORT_OPTIONS = 160  # characters from the first to the third of them: a list of paragraphs is none
 COURTESIES = 2  # questions at the end that an answer may have
-
-_CUT_IN = re.compile(r"\s*[,;?!，；？！、。）)]")
-_USER_TURN = re.compile(
-    r"^[ \t]*(?:#+\s*|\*\*)?(?:(?:user|human|student|asker|customer|instruction|input)\s*\d*|用户|提问者?|提问|学生|指令|我问)"
-    r"\s*(?:\*\*)?[:：]|^[ \t]*(?:#+\s*|\*\*)?(?:Question|Q)\s*\d*\s*(?:\*\*)?[:：.]|"
-    r"^[ \t]*(?:\*\*)?(?:问题?|题目?)\s*[\d一二三四五六七八九十]*\s*[:：].*(?:[?？]|吗|呢)\s*(?:\*\*)?$|^[ \t]*问[:：]|"
-    r"<\|(?:im_start\|>\s*user|user|start_header_id)|\[INST\]|</s>",
-    re.MULTILINE | re.IGNORECASE,
-)
-_OWN_TURN = re.compile(r"\n[ \t]*(?:assistant|助手|助理|ai|bot)\s*[:：]|<\|(?:im_start\|>\s*)?assistant", re.IGNORECASE)
-_OPTION = re.compile(r"(?<![\w])[(（]?([A-Da-d])\s?[.)、．）:：]\s*(?=\S)")
-_BLANKS = re.compile(r"_{3,}|[（(](?:\s{1,}|\u3000+)[）)]")
-_SHEET = re.compile(
-    r"\b(?:exercise|problem|task|question|activity|worksheet|lesson)\s*(?:no\. ?)?\d+\b|\banswer key\b|"
-    r"[(\[]\s*\d+\s*(?:points?|marks?)\s*[)\]]|[（(]\s*(?:本题)?\s*\d+\s*分\s*[）)]|参考答案|【答案】|【解析】|"
-    r"答案[:：].*\n+\s*解析|(?:练习|例题?|习题|问题)\s*[\d一二三四五六七八九十]+\s*[:：、.]|"
-    r"第\s*[\d一二三四五六七八九十]+\s*题|(?:单选|多选|选择|填空|判断|简答)题",
-    re.IGNORECASE,
-)
-_LATER_ITEM = re.compile(r"\s*[（(]?(?:[2-9]|[1-9]\d)\s*[.)、．）]\s*(?=[^\W\d])|\s*(?:[二三四五六七八九])、")
-_MORE_DEMANDS = re.compile(
-    r"\s*(?:(?:the|your) (?:poem|answer|essay|text|story|summary|code|function|program|response|letter|e-?mail|output|"
-    r"translation|sentence|paragraph|list|object)s? (?:should|must|needs? to|has to|may)\b|"
-    r"(?:explain|justify|support|check) your\b|give (?:reasons|examples)\b|show your work|use (?:at least|no more|the follow"
-    r"ing)|you (?:must|may|should) (?:use|write|include|answer|give)\b|write your answer|be sure to (?:use|include|write)|"
-    r"(?:do not|don't) use (?:more|any|the)\b)|"
-    r"\s*(?:具体|写作)?要求[:：]|\s*[^。\n]{0,12}(?:不少于|不超过|字数)[^。\n]{0,6}(?:字|个|$)|\s*(?:并)?(?:说明|简述)?(?:你的)?理由|"
-    r"\s*请(?:结合|说明|举例|写出|根据|用一句|简要|你|将|把|选出|选择|回答)",
-    re.IGNORECASE,
-)
-_TASK = re.compile(
-    r"(?:please )?(?:translate|summari[sz]e|explain|describe|define|discuss|calculate|complete the|fill in|answer the|"
-    r"choose the|read the|name (?:a|an|the|two|three|four|five)|write (?:a|an|the|down)|list (?:the|two|three|four|five)|"
-    r"give (?:a|an|the|two|three|me)|which of|true or false)\b|"
-    r"(?:请|把.{1,14}翻译|将.{1,14}翻译|翻译|概括|解释|简述|计算|填空|判断|阅读|写一|写出|描述|说说|谈谈|列出|列举|用.{1,12}(?:写|概括))",
-    re.IGNORECASE,
-)
-_ASKER = re.compile(
-    r"\bthanks? (?:you )?(?:in advance|for (?:any|your) help)|\bany (?:help|advice|ideas?|suggestions?)\b[^.!?\n]{0,20}(?:appreciated"
-    r"|welcome|\?)|\b(?:please|can (?:some|any)(?:one|body)) help\b|\bfor my (?:homework|class|assignment)|"
-    r"^\s*(?:I(?:'m| am) (?:trying|asking|wondering|writing|doing|looking|new|stuck|a (?:student|beginner))|"
-    r"I(?:'ve| have) (?:tried|been trying|searched|looked|read|heard)|I (?:need|want|tried|would like) to|"
-    r"I (?:don't|do not) (?:know|understand)|I (?:know|heard|think) that|My (?:teacher|friend|homework))\b|"
-    r"谢谢大家|谢谢各位|在线等|跪求|求助|求大神|有没有人|有谁知道|急[!！]{1,}|^\s*(?:我想(?:知道|问|请教)|我(?:正在|最近在|试过|查了|不知道|不明白)|"
-    r"老师(?:说|让)|请问)",
-    re.IGNORECASE,
-)
-_FORUM = re.compile(
-    r"\b(?:asked|posted|answered|edited) (?:by|on|\d+ \w+ ago)\b|\b\d+ (?:answers|replies|comments|views|votes)\b|\bbest answer\b|"
-    r"最佳答案|网友|楼主|上一篇|下一篇|相关(?:问题|阅读|推荐)|(?:来源|作者|编辑|发布时间)\s*[:：]|\d+个回答|知乎|百度知道",
-    re.IGNORECASE,
-)
-_COURTESY = re.compile(
-    r"\b(?:would you|do you (?:want|need|have|like|prefer)|shall i|should i|can i|may i|could you|can you|let me know|what about "
-    r"you|how about you|and you|anything else|does that|does this|is there (?:a|any|some)|are you|have you|how can i|which "
-    r"(?:one )?(?:would|do|of)|what (?:would|do|are|brings|kind)\b.*\byou|want (?:me|to)|need (?:more|help|any)|how does that|"
-    r"sound good|right)\b|您|你|需要|要不要|要我|可以吗|好吗|还有(?:什么|别的|其他)",
-    re.IGNORECASE,
-)
-_WH = re.compile(
-    r"(?:what|why|how|who|whom|whose|when|where|which|is|are|was|were|do|does|did|can|could|will|would|should|has|have)\b",
-    re.IGNORECASE,
-)
-_WH_CJK = re.compile(r"什么|怎么|怎样|为何|为什么|谁|哪|几|多少|吗|如何|是否|何时|何地|是不是|能不能")
-
-_ASKS_FOR_QUESTIONS = re.compile(
-    r"\b(?:questions?|quiz|interview|riddles?|faq|q&a|survey|jokes?|exercises?|worksheet|test)\b|问题|提问|测验|练习|谜语|采访|面试|问卷|"
-    r"笑话|考题|习题|出.{0,3}题",
-    re.IGNORECASE,
-)
-_ASKS_FOR_TALK = re.compile(
-    r"\b(?:dialogue|dialog|conversation between|interview|script|play|screenplay|transcript|faq|q&a|chat log)\b|对话|访谈|采访|剧本|问答|"
-    r"聊天记录|小品",
-    re.IGNORECASE,
-)
-_ASKS_FOR_OPTIONS = re.compile(r"\b(?:options?|choices?|choose|multiple|alternatives)\b|选项|选择|选出", re.IGNORECASE)
-_ASKS_FOR_BLANKS = re.compile(r"\b(?:blanks?|template|form|fill|gaps?|placeholders?)\b|填空|模板|表格|空格|条", re.IGNORECASE)
-_ASKS_FOR_LETTERS = re.compile(
-    r"\b(?:draft|compose|e-?mail|letter|post|message|note|story|speech|poem|diary|pretend|role|translate|continue|complete)\b|"
-    r"写[一张封篇首段则份]|信|邮件|作文|帖子|故事|诗|日记|扮演|翻译|续写|草拟",
-    re.IGNORECASE,
-)
-_ASKS_FOR_SAME_TEXT = re.compile(
-    r"\b(?:translate|rewrite|rephrase|paraphrase|correct|proofread|edit)\b|翻译|改写|改成|润色|改错|修改", re.IGNORECASE
-)
+ASKING = 0.4  # share of questions among the sentences from which on a text asks
+# A part that begins with as many words as the prompt does is the next task: at the start of a text, and later on.
+ALIKE, ALIKE_LATER, ALIKE_CJK, ALIKE_LATER_CJK = 2, 3, 3, 4
+_WRITTEN = {"answer", "essay", "text", "function", "program", "response", "output"}  # what demands are about, unnamed
 
 
 def why_no_answer(prompt: str, text: str, *, plays_role: bool = False) -> Finding | None:
@@ -120,7 +35,7 @@ def why_no_answer(prompt: str, text: str, *, plays_role: bool = False) -> Findin
     view = _view(prompt, text)
     if found := empty_answer(view):
         return found
-    said = _without_heading(text)
+    said = _without_heading(prompt, text)
     if found := _echo(prompt, said) or repeats_prompt(_view(prompt, said)):
         return found
     prose = without_code(said)
@@ -136,16 +51,17 @@ def _view(prompt: str, text: str) -> View:
     return View(Conversation((Message("user", prompt), Message("assistant", text)), source="", id=""))
 
 
-def _without_heading(text: str) -> str:
+def _without_heading(prompt: str, text: str) -> str:
     """The text without a first line that quotes the question or has it for a title, if more follows."""
     first, _, rest = text.strip().partition("\n")
-    return rest if rest.strip() and _HEADED.match(first) else text
+    is_heading = signs.HEADED.match(first) and (squeezed(first) == squeezed(prompt) or _is_like(first, prompt))
+    return rest if is_heading and rest.strip() else text
 
 
 def _echo(prompt: str, text: str) -> Finding | None:
-    """The first sentence is the prompt's first one, and not as a title or a quotation with an answer after it."""
+    """The first sentence is the prompt's first or last one, and not set as a title or a quotation."""
     said, asked = _sentences(text), _sentences(prompt)
-    if not said or not asked or _HEADED.match(text):
+    if not said or not asked or signs.HEADED.match(text):
         return None
     one, other = squeezed(said[0]), squeezed(asked[-1])
     least = 4 if is_cjk(prompt) else 10
@@ -156,67 +72,94 @@ def _echo(prompt: str, text: str) -> Finding | None:
 
 def _cuts_in(prompt: str, text: str) -> Finding | None:
     del prompt
-    return Finding("goes on with the question's sentence", text) if _CUT_IN.match(text) else None
+    return Finding("goes on with the question's sentence", text) if signs.CUTS_IN.match(text) else None
 
 
 def _next_turn(prompt: str, text: str) -> Finding | None:
-    if _ASKS_FOR_TALK.search(prompt):
+    if signs.ASKS_FOR_TALK.search(prompt):
         return None
-    if match := _USER_TURN.search(text) or _OWN_TURN.search(text):
+    if match := signs.USER_TURN.search(text) or signs.OWN_TURN.search(text):
         return Finding("writes the next turn of the conversation", around(text, *match.span()))
     return None
 
 
 def _sheet(prompt: str, text: str) -> Finding | None:
     """What stands on sheets of exercises: options, blanks, numbers of tasks, points, the rest of a list."""
-    options = list(_OPTION.finditer(text))
+    options = list(signs.OPTION.finditer(text))
     letters = [m[1].upper() for m in options]
-    if letters[:3] == ["A", "B", "C"] and not (_ASKS_FOR_OPTIONS.search(prompt) or _OPTION.search(prompt)):
-        if options[2].start() - options[0].start() <= SHORT_OPTIONS:
-            return Finding("writes options to choose from", around(text, *options[0].span()))
-    if (match := _BLANKS.search(text)) and not _ASKS_FOR_BLANKS.search(prompt) and not _BLANKS.search(prompt):
+    is_asked = signs.ASKS_FOR_OPTIONS.search(prompt) or signs.OPTION.search(prompt)
+    if letters[:3] == ["A", "B", "C"] and not is_asked and options[2].start() - options[0].start() <= SHORT_OPTIONS:
+        return Finding("writes options to choose from", around(text, *options[0].span()))
+    has_blanks = signs.ASKS_FOR_BLANKS.search(prompt) or signs.BLANKS.search(prompt)
+    if (match := signs.BLANKS.search(text)) and not has_blanks:
         return Finding("writes blanks to fill in", around(text, *match.span()))
-    if _ASKS_FOR_QUESTIONS.search(prompt):
+    if signs.ASKS_FOR_QUESTIONS.search(prompt):
         return None
-    if match := _SHEET.search(text):
+    if match := signs.SHEET.search(text):
         return Finding("writes a sheet of exercises", around(text, *match.span()))
-    if match := _LATER_ITEM.match(text):
+    if match := signs.LATER_ITEM.match(text):
         return Finding("goes on with a list that the prompt did not begin", around(text, *match.span()))
     return None
 
 
 def _demands(prompt: str, text: str) -> Finding | None:
     """More of what the asker wants: "The poem should rhyme", or the next tasks."""
-    if match := _MORE_DEMANDS.match(text):
-        return Finding("goes on with demands of the asker", around(text, *match.span()))
-    if _ASKS_FOR_QUESTIONS.search(prompt):
-        return None
-    lines = [_MARK.sub("", line) for line in text.splitlines() if line.strip()]
-    tasks = [line for line in lines if _TASK.match(line)]
-    if tasks and (2 * len(tasks) >= len(lines) >= 2 or (_TASK.match(prompt) and _begin_alike(tasks[0], prompt))):
+    parts = [signs.MARK.sub("", part) for part in _sentences(signs.QUOTED.sub(" ", text))]
+    if not _is_question(prompt):
+        if match := signs.DEMANDS.match(text):
+            return Finding("goes on with demands of the asker", around(text, *match.span()))
+        for i, part in enumerate(parts):
+            match = (signs.YOURS_SHOULD if i else signs.IT_SHOULD).match(part)
+            if match and (match[1].lower() in _WRITTEN or match[1].lower() in prompt.lower()):
+                return Finding("goes on with demands of the asker", part)
+        if same := _next_task(prompt, parts):
+            return Finding("goes on with more tasks of the prompt's kind", same)
+    tasks = [part for part in parts if signs.SHEET_TASK.match(part)]
+    is_asked = signs.ASKS_FOR_QUESTIONS.search(prompt) or signs.ASKS_FOR_ADVICE.search(prompt)
+    if len(tasks) >= 2 and 2 * len(tasks) >= len(parts) and not is_asked:
         return Finding("goes on with more tasks", tasks[0])
     return None
 
 
-def _begin_alike(one: str, other: str) -> bool:
-    count = 4 if is_cjk(other) else 3
-    first, second = tokens(one)[:count], tokens(other)[:count]
-    return len(first) == count and first == second
+def _next_task(prompt: str, parts: list[str]) -> str | None:
+    """The first part that begins as the prompt does, unless that speaks of its writer."""
+    asked = signs.MARK.sub("", signs.QUOTED.sub(" ", prompt))
+    if signs.SPEAKS_OF_ITSELF.match(asked):
+        return None
+    cjk = is_cjk(asked)
+    first = ALIKE_CJK if cjk else 1 if signs.ONE_VERB.match(asked) else ALIKE
+    later = ALIKE_LATER_CJK if cjk else ALIKE_LATER
+    if ":" not in asked and "：" not in asked:  # "Three novels: ..." begins an answer
+        parts = [part for part in parts if ":" not in part and "：" not in part]
+    alike = [_words_alike(part, asked) for part in parts]
+    same = [part for i, part in enumerate(parts) if alike[i] >= (later if i else first)]
+    begun = [part for part, n in zip(parts, alike, strict=True) if n >= (2 if cjk else 1)]
+    if len(begun) >= max(2, len(parts) / 2):  # most of the parts: the verb is enough
+        same = begun
+    return same[0] if same else None
+
+
+def _words_alike(one: str, other: str) -> int:
+    """How many words both begin with."""
+    pairs = zip(tokens(one), tokens(other), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens(one)), len(tokens(other))))
 
 
 def _asks_on(prompt: str, text: str) -> Finding | None:
     """More questions, of which those of courtesy at the end and those in quotation marks are none."""
-    if _ASKS_FOR_QUESTIONS.search(prompt) or (_ASKS_FOR_SAME_TEXT.search(prompt) and re.search("[?？]", prompt)):
+    gives_question = signs.ASKS_FOR_SAME_TEXT.search(prompt) and re.search("[?？]", prompt)
+    if signs.ASKS_FOR_QUESTIONS.search(prompt) or gives_question:
         return None
-    sentences = _sentences(_QUOTED.sub(" ", text))
+    sentences = _sentences(signs.QUOTED.sub(" ", text))
     kept = len(sentences)
     while kept > max(0, len(sentences) - COURTESIES) and _is_courteous(sentences[kept - 1]):
         kept -= 1
     rest = sentences[:kept]
-    questions = [s for s in rest if _is_question(s)]
-    if not questions:
+    questions = _own_questions(rest)
+    if not questions or signs.ACCEPTS.match(rest[0]):
         return None
-    if len(questions) == len(rest) or (len(questions) >= 2 and len(questions) >= 0.4 * len(rest)):
+    most = 1.0 if signs.ASKS_FOR_LETTERS.search(prompt) else ASKING  # poems and letters may well ask
+    if len(questions) == len(rest) or (len(questions) >= 2 and len(questions) >= most * len(rest)):
         return Finding("asks where it should answer", questions[0])
     first_line = text.strip().split("\n")[0].strip()
     if first_line == rest[0] == questions[0] and _is_whole(first_line):
@@ -227,19 +170,29 @@ def _asks_on(prompt: str, text: str) -> Finding | None:
     return None
 
 
+def _own_questions(sentences: list[str]) -> list[str]:
+    """Those that no colon leads in, as in "Ask yourself: where did I come from? What did I see?"."""
+    own, is_led = [], False
+    for sentence in sentences:
+        is_led = _is_question(sentence) and (is_led or signs.LED_IN.search(sentence) is not None)
+        if _is_question(sentence) and not is_led:
+            own.append(sentence)
+    return own
+
+
 def _is_question(sentence: str) -> bool:
     return sentence.rstrip(" *_\"')]）”』」").endswith(("?", "？"))
 
 
 def _is_courteous(sentence: str) -> bool:
-    return _is_question(sentence) and _COURTESY.search(sentence) is not None
+    return _is_question(sentence) and signs.COURTESY.search(sentence) is not None
 
 
 def _is_whole(question: str) -> bool:
     """Not "Why?" or "为什么呢？", with which an answer may well begin."""
     if is_cjk(question):
-        return len(tokens(question)) >= 6 and _WH_CJK.search(question) is not None
-    return len(tokens(question)) >= 4 and _WH.match(_MARK.sub("", question)) is not None
+        return len(tokens(question)) >= 6 and signs.INTERROGATIVE_CJK.search(question) is not None
+    return len(tokens(question)) >= 4 and signs.INTERROGATIVE.match(signs.MARK.sub("", question)) is not None
 
 
 def _is_like(question: str, prompt: str) -> bool:
@@ -251,23 +204,24 @@ def _is_like(question: str, prompt: str) -> bool:
 
 def _asker(prompt: str, text: str) -> Finding | None:
     """What people write who ask: that they are stuck, and thanks in advance."""
-    if _ASKS_FOR_LETTERS.search(prompt):
+    if signs.ASKS_FOR_LETTERS.search(prompt):
         return None
-    match = _ASKER.search(text)
-    return match and Finding("speaks as the one who asks", around(text, *match.span()))
+    unquoted = signs.QUOTED.sub(" ", text)
+    match = signs.ASKER.search(unquoted)
+    return match and Finding("speaks as the one who asks", around(unquoted, *match.span()))
 
 
 def _page(prompt: str, text: str) -> Finding | None:
     """The page that a question stands on: who asked it and when, how many answers there are."""
-    match = _FORUM.search(text)
-    if match is None or match[0].casefold() in prompt.casefold():
+    match = signs.PAGE.search(text)
+    if match is None or signs.ASKS_FOR_ARTICLE.search(prompt) or match[0].casefold() in prompt.casefold():
         return None
     return Finding("writes a page around the question", around(text, *match.span()))
 
 
 def _sentences(text: str) -> list[str]:
     """Sentences and lines that have letters or digits, marks of lists in front of them included."""
-    return [s.strip() for s in _SENTENCE.findall(text) if re.search(r"[^\W_]", _NUMBERED.sub("", s))]
+    return [s.strip() for s in signs.SENTENCE.findall(text) if re.search(r"[^\W_]", signs.MARK.sub("", s))]
 
 
 _RULES: tuple[Callable[[str, str], Finding | None], ...] = (_cuts_in, _next_turn, _sheet, _demands, _asks_on)

@@ -21,9 +21,9 @@ NOT_ASKED = ""  # instead of a reason: the behaviour does not apply
 EXCERPT = 120  # characters of an answer in a reason
 LEAST_LANGUAGE = 4  # letters from which the language is judged where the probe is about it
 OTHER_SCRIPT = 0.3  # share of the expected script below which a mixed text is in another language
-WORD_CJK = 4  # characters that one Chinese, Japanese or Korean word may have
 _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 _BULLET = re.compile(r"^\s*(?:[-*+•·]|\d+[.)、．])\s*\S")
+_WORD_CJK = re.compile(r"\W*\w{1,4}\W*")  # a Chinese, Japanese or Korean word
 _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?")
 
 
@@ -176,7 +176,7 @@ def _bullets(probe: Probe, text: str) -> str | None:
 def _word(probe: Probe, text: str) -> str | None:
     del probe
     words = words_of(re.sub(r"(?<=\w)['’-](?=\w)", "", text))
-    count = 1 if is_cjk(text) and re.fullmatch(r"\W*\w{1,%d}\W*" % WORD_CJK, text.strip()) else len(words)
+    count = 1 if is_cjk(text) and _WORD_CJK.fullmatch(text) else len(words)
     return None if count == 1 else f"has {count} words, must have one"
 
 

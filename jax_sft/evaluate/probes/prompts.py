@@ -43,7 +43,13 @@ ROLES = ("system", "user", "assistant")
 LABELS = {"zh": {"user": "用户：", "assistant": "助手："}}
 LABELS_ELSE = {"user": "User: ", "assistant": "Assistant: "}
 _RULES = ("expect", "forbid", "max_sentences", "max_words")
-_OF_KIND = {"answer": (), "system": _RULES, "recall": ("expect",), "format": ("format", "keys", "count"), "language": ()}
+_OF_KIND = {
+    "answer": (),
+    "system": _RULES,
+    "recall": ("expect",),
+    "format": ("format", "keys", "count"),
+    "language": (),
+}
 _ALWAYS = ("id", "kind", "language", "messages")
 
 
@@ -141,7 +147,9 @@ def _probe(line: str, where: str) -> Probe:
         kind=kind,
         language=language,
         messages=messages,
-        answer_language=None if named is None else _one_of({"answer_language": named}, "answer_language", SCRIPT_OF, where),
+        answer_language=None
+        if named is None
+        else _one_of({"answer_language": named}, "answer_language", SCRIPT_OF, where),
         expect=_texts(row, "expect", where),
         forbid=_texts(row, "forbid", where),
         max_sentences=_count(row, "max_sentences", where),
