@@ -13,6 +13,7 @@ from jax_sft.data.quality.answers import NOTHING, loops
 from jax_sft.data.quality.language import LEAST_PROMPT, script_of
 from jax_sft.data.quality.text import Finding, View, is_cjk, looks_like_code, sentences_end, without_code
 from jax_sft.data.quality.text import tokens as words_of
+from jax_sft.evaluate.probes import signs
 from jax_sft.evaluate.probes.continuing import why_no_answer
 from jax_sft.evaluate.probes.prompts import SCRIPT_OF, Probe
 
@@ -103,7 +104,10 @@ def _language(probe: Probe, text: str) -> str | None:
         return NOT_ASKED
     must = SCRIPT_OF[probe.answer_language]
     least = LEAST_LANGUAGE if probe.kind == "language" else LEAST_PROMPT
-    its, shares = script_of(without_code(text), least=least)
+    prose = without_code(text)
+    its, shares = script_of(signs.QUOTED.sub(" ", prose), least=least)  # a foreign word may well be quoted
+    if its == "unknown":
+        its, shares = script_of(prose, least=least)
     if its == must:
         return None
     if not shares or (must == "Kana" and its == "Han") or (its == "unknown" and shares[must] >= OTHER_SCRIPT):
