@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import subprocess
@@ -151,6 +152,18 @@ def test_answers_are_told_from_continuations():
     table = "\n" + "\n".join(wrong)
     assert min(len(r) for r in right.values()) >= 100
     assert all(sum(r) >= 0.95 * len(r) for r in right.values()), table
+
+
+def test_answers_of_a_training_set_are_no_continuations():
+    demo = pathlib.Path(__file__).resolve().parents[2] / "demo" / "train.jsonl"
+    wrong, count = [], 0
+    for row in map(json.loads, demo.read_text("utf-8").splitlines()):
+        for one, two in itertools.pairwise(row["messages"]):
+            if (one["role"], two["role"]) == ("user", "assistant"):
+                count += 1
+                if found := continuing.why_no_answer(one["content"], two["content"]):
+                    wrong.append(f"{found.reason}: {one['content'][-60:]!r} {two['content'][:60]!r}")
+    assert count > 500 and len(wrong) <= 0.01 * count, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from jax_sft.data.quality.remains import boilerplate
 from jax_sft.data.quality.text import Finding, View, around, is_cjk, squeezed, tokens, without_code
 from jax_sft.evaluate.probes import signs
 
-SHORT_OPTIONS = 160  # characters from the first to the third of them: a list of paragraphs is none
+SHORT_OPTIONS = 90  # characters from the first to the third of them: a list of paragraphs is none
 COURTESIES = 2  # questions at the end that an answer may have
 ASKING = 0.4  # share of questions among the sentences from which on a text asks
 # A part that begins with as many words as the prompt does is the next task: at the start of a text, and later on.
@@ -59,13 +59,15 @@ def _without_heading(prompt: str, text: str) -> str:
 
 
 def _echo(prompt: str, text: str) -> Finding | None:
-    """The first sentence is the prompt's first or last one, and not set as a title or a quotation."""
+    """The first sentence is a question of the prompt or all of it, and not set as a title or a quotation."""
     said, asked = _sentences(text), _sentences(prompt)
     if not said or not asked or signs.HEADED.match(text):
         return None
-    one, other = squeezed(said[0]), squeezed(asked[-1])
+    one = squeezed(said[0])
+    # Of a passage and a task below it an answer may well begin with a sentence of the passage.
+    questions = [squeezed(s) for s in asked if _is_question(s) or len(asked) == 1]
     least = 4 if is_cjk(prompt) else 10
-    if len(one) >= least and one in (other, squeezed(asked[0])):
+    if len(one) >= least and one in questions and not signs.GREETS.match(said[0]):
         return Finding("repeats prompt: the answer begins with its question", text)
     return None
 
@@ -76,22 +78,21 @@ def _cuts_in(prompt: str, text: str) -> Finding | None:
 
 
 def _next_turn(prompt: str, text: str) -> Finding | None:
-    if signs.ASKS_FOR_TALK.search(prompt):
+    if signs.ASKS_FOR_TALK.search(prompt) or signs.USER_TURN.search(prompt):
         return None
-    if match := signs.USER_TURN.search(text) or signs.OWN_TURN.search(text):
-        return Finding("writes the next turn of the conversation", around(text, *match.span()))
-    return None
+    match = signs.USER_TURN.search(text) or signs.OWN_TURN.search(text)
+    return match and Finding("writes the next turn of the conversation", around(text, *match.span()))
 
 
 def _sheet(prompt: str, text: str) -> Finding | None:
     """What stands on sheets of exercises: options, blanks, numbers of tasks, points, the rest of a list."""
     options = list(signs.OPTION.finditer(text))
     letters = [m[1].upper() for m in options]
-    is_asked = signs.ASKS_FOR_OPTIONS.search(prompt) or signs.OPTION.search(prompt)
+    is_asked = any(p.search(prompt) for p in (signs.ASKS_FOR_OPTIONS, signs.ASKS_FOR_QUESTIONS, signs.OPTION))
     if letters[:3] == ["A", "B", "C"] and not is_asked and options[2].start() - options[0].start() <= SHORT_OPTIONS:
         return Finding("writes options to choose from", around(text, *options[0].span()))
     has_blanks = signs.ASKS_FOR_BLANKS.search(prompt) or signs.BLANKS.search(prompt)
-    if (match := signs.BLANKS.search(text)) and not has_blanks:
+    if (match := signs.BLANKS.search(text)) and not has_blanks and not signs.ASKS_FOR_LETTERS.search(prompt):
         return Finding("writes blanks to fill in", around(text, *match.span()))
     if signs.ASKS_FOR_QUESTIONS.search(prompt):
         return None
@@ -105,7 +106,7 @@ def _sheet(prompt: str, text: str) -> Finding | None:
 def _demands(prompt: str, text: str) -> Finding | None:
     """More of what the asker wants: "The poem should rhyme", or the next tasks."""
     parts = [signs.MARK.sub("", part) for part in _sentences(signs.QUOTED.sub(" ", text))]
-    if not _is_question(prompt):
+    if not _asks(prompt):
         if match := signs.DEMANDS.match(text):
             return Finding("goes on with demands of the asker", around(text, *match.span()))
         for i, part in enumerate(parts):
@@ -122,11 +123,14 @@ def _demands(prompt: str, text: str) -> Finding | None:
 
 
 def _next_task(prompt: str, parts: list[str]) -> str | None:
-    """The first part that begins as the prompt does, unless that speaks of its writer."""
+    """The first part that begins as the prompt does, if that is a task and not a statement."""
     asked = signs.MARK.sub("", signs.QUOTED.sub(" ", prompt))
-    if signs.SPEAKS_OF_ITSELF.match(asked):
-        return None
     cjk = is_cjk(asked)
+    is_statement = (
+        signs.TASK_CJK.match(asked) is None if cjk else signs.NO_TASK.match(asked) or signs.GREETS.match(asked)
+    )
+    if is_statement or signs.ASKS_FOR_ADVICE.search(prompt):
+        return None
     first = ALIKE_CJK if cjk else 1 if signs.ONE_VERB.match(asked) else ALIKE
     later = ALIKE_LATER_CJK if cjk else ALIKE_LATER
     if ":" not in asked and "：" not in asked:  # "Three novels: ..." begins an answer
@@ -158,6 +162,10 @@ def _asks_on(prompt: str, text: str) -> Finding | None:
     questions = _own_questions(rest)
     if not questions or signs.ACCEPTS.match(rest[0]):
         return None
+    if len(rest) == len(sentences) == 1 and not _is_whole(re.split("[,，]", rest[0])[0]):
+        return None  # "Yes, and what is it called?"
+    if len(_own_questions(sentences)) == 1 and (not _asks(prompt) or signs.POLITE.match(prompt)):
+        return None  # what was told or asked for calls for a question
     most = 1.0 if signs.ASKS_FOR_LETTERS.search(prompt) else ASKING  # poems and letters may well ask
     if len(questions) == len(rest) or (len(questions) >= 2 and len(questions) >= most * len(rest)):
         return Finding("asks where it should answer", questions[0])
@@ -184,6 +192,10 @@ def _is_question(sentence: str) -> bool:
     return sentence.rstrip(" *_\"')]）”』」").endswith(("?", "？"))
 
 
+def _asks(prompt: str) -> bool:
+    return any(_is_question(sentence) for sentence in _sentences(prompt))
+
+
 def _is_courteous(sentence: str) -> bool:
     return _is_question(sentence) and signs.COURTESY.search(sentence) is not None
 
@@ -204,11 +216,13 @@ def _is_like(question: str, prompt: str) -> bool:
 
 def _asker(prompt: str, text: str) -> Finding | None:
     """What people write who ask: that they are stuck, and thanks in advance."""
-    if signs.ASKS_FOR_LETTERS.search(prompt):
+    if signs.ASKS_FOR_LETTERS.search(prompt) or signs.ASKS_FOR_TALK.search(prompt):
         return None
     unquoted = signs.QUOTED.sub(" ", text)
     match = signs.ASKER.search(unquoted)
-    return match and Finding("speaks as the one who asks", around(unquoted, *match.span()))
+    if match is None or match[0].strip().casefold() in prompt.casefold():  # the prompt's own words, put otherwise
+        return None
+    return Finding("speaks as the one who asks", around(unquoted, *match.span()))
 
 
 def _page(prompt: str, text: str) -> Finding | None:
