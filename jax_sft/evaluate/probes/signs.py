@@ -23,10 +23,10 @@ LED_IN = re.compile(r"[^\W\d_]{2,}[:：]\s*\w")  # "Ask yourself: where did I co
 CUTS_IN = re.compile(r"\s*[,;?!，；？！、。）)]")
 _BOLD = r"^[ \t]*(?:#+\s*|\*\*)?"
 USER_TURN = _any(
-    _BOLD + r"(?:user|human|student|asker|customer|instruction|input)\s*\d*\s*(?:\*\*)?[:：]",
+    _BOLD + r"(?:user|human|student|asker|customer|instruction|input)\s*(?:\d+\s*)?(?:\*\*)?[:：]",
     _BOLD + r"(?:用户|提问者?|学生|指令|问)\s*(?:\*\*)?[:：]",
-    _BOLD + r"(?:question|q)\s*\d*\s*(?:\*\*)?[:：.]",
-    _BOLD + r"(?:问题|题目)\s*[\d一二三四五六七八九十]*\s*[:：].*(?:[?？]|吗|呢)\s*(?:\*\*)?$",
+    _BOLD + r"(?:question|q)\s*(?:\d+\s*)?(?:\*\*)?[:：.]",
+    _BOLD + r"(?:问题|题目)\s*(?:[\d一二三四五六七八九十]+\s*)?[:：].*(?:[?？]|吗|呢)\s*(?:\*\*)?$",
     r"<\|(?:im_start\|>\s*user|user|start_header_id)|\[INST\]",
     flags=re.MULTILINE,
 )
@@ -36,10 +36,10 @@ OWN_TURN = _any(r"\n[ \t]*(?:assistant|助手|助理|ai|bot)\s*[:：]", r"<\|(?:
 OPTION = re.compile(r"(?<!\w)[（(]?([A-Da-d])\s?[.)、．）:：]\s*(?=\S)")
 BLANKS = re.compile(r"_{3,}|\(\s{2,}\)|（\s+）")
 SHEET = _any(
-    r"^\W*(?:exercise|problem|task|question|activity|worksheet|lesson)\s*(?:no\. ?)?\d+\b",
+    r"^[^\w\n]*(?:exercise|problem|task|question|activity|worksheet|lesson)\s*(?:no\. ?)?\d+\b",
     r"\banswer key\b",
     r"[(\[]\s*\d+\s*(?:points?|marks?)\s*[)\]]",
-    r"[（(]\s*(?:本题)?\s*\d+\s*分\s*[）)]",
+    r"[（(]\s*(?:本题\s*)?\d+\s*分\s*[）)]",
     r"参考答案|【答案】|【解析】|答案[:：].*\n+\s*解析",
     r"(?:练习|例题?|习题|问题)\s*[\d一二三四五六七八九十]+\s*[:：、.]",
     r"第\s*[\d一二三四五六七八九十]+\s*题|(?:单选|多选|选择|填空|判断|简答)题",
