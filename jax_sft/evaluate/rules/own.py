@@ -41,7 +41,8 @@ def _blank_line_paragraphs(answer: str, *, num_paragraphs: int, relation: str) -
 
 
 def _sentence_words(answer: str, *, max_words: int) -> bool:
-    return all(len(words(sentence)) <= max_words for sentence in sentences(answer))
+    """A line ends a sentence as well: items of lists often have no full stop."""
+    return all(len(words(sentence)) <= max_words for line in lines(answer) for sentence in sentences(line))
 
 
 def _word_range(answer: str, *, min_words: int, max_words: int) -> bool:

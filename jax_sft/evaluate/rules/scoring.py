@@ -60,7 +60,11 @@ def scores(prompts: Sequence[RulePrompt], answers: Sequence[str]) -> dict[str, A
         "instruction_strict": _share([strict for strict, _ in every]),
         "instruction_loose": _share([loose for _, loose in every]),
         "by_kind": {
-            id: {"count": len(kind), "strict": _share([s for s, _ in kind]), "loose": _share([any(f) for f in kind])}
+            id: {
+                "count": len(kind),
+                "strict": _share([s for s, _ in kind]),
+                "loose": _share([loose for _, loose in kind]),
+            }
             for id, kind in sorted(by_kind.items())
         },
     }
