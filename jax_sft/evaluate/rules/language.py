@@ -35,18 +35,19 @@ _KANA_SHARE = 0.1  # of the characters of a text in Japanese, at least
 _SMALL_WORDS = {
     code: frozenset(words.split())
     for code, words in {
-        "en": "the of and to is that it for was with as on are this be at by have from or not you we they but i my "
-        "your his her their an if so what when there can will more would",
-        "es": "el los las del y que es en un una por con para su se lo como más pero sus le ya este sí porque esta muy "
-        "sin sobre también hay donde cuando nos todo desde al son",
-        "pt": "o os um uma do da dos das em no na nos nas não que é e com por para se mais como mas ao ele seu sua ou "
-        "quando muito já também pelo pela isso são você",
-        "fr": "le les des et est un une du dans que qui pour pas sur au avec ce il elle sont nous vous plus par je son "
-        "sa ses ou mais cette aux être c'est d'une",
-        "de": "der die das und ist nicht ein eine zu den mit von auf für sich dem des im es auch als wird sind wir ich "
-        "sie er aber oder haben wenn nach bei einen",
-        "it": "il lo gli di che è e un una per non con sono del della dei nel alla si come più anche ma questo le da "
-        "al ha nella tutti essere molto i",
+        "en": "a an any about into only then than no some up out one all do see the of and to is that it for was "
+        "with as on are this be at by have from or not you we they but i my your his her their if so what "
+        "when there can will more would",
+        "es": "a no el los las del y que es en un una por con para su se lo como más pero sus le ya este sí porque "
+        "esta muy sin sobre también hay donde cuando nos todo desde al son",
+        "pt": "a o os um uma do da dos das em no na nos nas não que é e com por para se mais como mas ao ele seu "
+        "sua ou quando muito já também pelo pela isso são você",
+        "fr": "a le les des et est un une du dans que qui pour pas sur au avec ce il elle sont nous vous plus par "
+        "je son sa ses ou mais cette aux être c'est d'une",
+        "de": "der die das und ist nicht ein eine zu den mit von auf für sich dem des im es auch als wird sind wir "
+        "ich sie er aber oder haben wenn nach bei einen",
+        "it": "a il lo gli di che è e un una per non con sono del della dei nel alla si come più anche ma questo le "
+        "da al ha nella tutti essere molto i",
         "vi": "và là của có không được cho một các những với trong người này đã khi để như nhiều tôi bạn rất cũng",
         "pl": "i w nie na się z do jest to że o jak ale po co tak za od jego był przez są dla czy tylko może oraz",
         "sw": "ya na wa kwa ni katika za la kuwa hii cha hiyo watu kama yake yangu lakini pia sana au mimi wewe",

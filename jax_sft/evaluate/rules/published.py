@@ -21,7 +21,7 @@ from jax_sft.evaluate.rules.arguments import (
     texts,
 )
 from jax_sft.evaluate.rules.language import is_in
-from jax_sft.evaluate.rules.text import capital_words, sentences, word_pattern
+from jax_sft.evaluate.rules.text import capital_words, count_words, sentences, word_pattern
 
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
@@ -48,7 +48,7 @@ def _number_sentences(answer: str, *, num_sentences: int, relation: str) -> bool
 
 
 def _number_words(answer: str, *, num_words: int, relation: str) -> bool:
-    return compare(len(re.findall(r"\w+", answer)), relation, num_words)
+    return compare(count_words(answer), relation, num_words)
 
 
 def _number_paragraphs(answer: str, *, num_paragraphs: int) -> bool:

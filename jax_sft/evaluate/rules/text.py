@@ -4,6 +4,7 @@ In: an answer. Out: its parts, in order.
 """
 
 import re
+import unicodedata
 
 from jax_sft.data.quality.text import CJK
 
@@ -78,6 +79,13 @@ def lines(text: str) -> list[str]:
 def words(text: str) -> list[str]:
     """Words with their hyphens and apostrophes; a Chinese character is one."""
     return _WORD.findall(text)
+
+
+def count_words(text: str) -> int:
+    """Runs of letters, digits and underscores, as IFEval counts; a vowel sign, as Hindi has them, ends no word."""
+    if not text.isascii():
+        text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("M"))
+    return len(re.findall(r"\w+", text))
 
 
 def word_pattern(word: str) -> re.Pattern:
