@@ -4,6 +4,8 @@ import collections
 import json
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -519,7 +521,7 @@ def test_our_own_prompts_name_what_is_checked():
                         assert str(each) in p.prompt, (p.key, name, each)
 
 
-FILLERS = {**SAID_IN, "en": "we are here.", "zh": "我们在路上。"}
+FILLERS = {**SAID_IN, "en": "we are here.", "zh": "我们在去往山谷的小路上慢慢地走着。"}
 
 
 def answers_to(p: RulePrompt, more: int) -> str:
@@ -543,14 +545,14 @@ def answers_to(p: RulePrompt, more: int) -> str:
     if "same_initial" in has:
         return " ".join([has["same_initial"]["letter"]] * (more + 1))
     if "no_word_twice" in has:
-        letters = "山水天地人" if language == "zh" else "a b c d e f g h i j k l m".split()
+        letters = "山水天地人" if language == "zh" else tuple("abcdefghijklm")
         return ("" if language == "zh" else " ").join(letters[: more + 1])
     if {"characters_in_line", "acrostic", "every_line_starts", "number_lines"} & set(has):
         return lines_for(has, filler, more)
     return dressed(has, prose_for(every, has, filler, more), filler)
 
 
-def lines_for(has: dict, filler: str, more: int) -> str:
+def lines_for(has: Mapping[str, Mapping[str, Any]], filler: str, more: int) -> str:
     width = has.get("characters_in_line", {}).get("num_characters")
     starts = list(has.get("acrostic", {}).get("word", "")) or [
         has.get("every_line_starts", {}).get("line_start", "")
@@ -558,7 +560,7 @@ def lines_for(has: dict, filler: str, more: int) -> str:
     return "\n".join(start + ("山" * (width - len(start)) if width else " " + filler) for start in starts)
 
 
-def extras(every: list[tuple[str, dict]]) -> str:
+def extras(every: list[tuple[str, Mapping[str, Any]]]) -> str:
     """What must be there so often, one behind the other."""
     found = []
     for name, arguments in every:
@@ -575,7 +577,7 @@ def extras(every: list[tuple[str, dict]]) -> str:
             "mark_count": arguments.get("mark"),
             "capital_word_frequency": "BIG",
             "number_placeholders": "[x]",
-            "number_highlighted_sections": "*x*",
+            "number_highlighted_sections": "*-*",
             "number_count": "7",
             "emoji": "🙂",
         }.get(name)
@@ -583,9 +585,11 @@ def extras(every: list[tuple[str, dict]]) -> str:
     return " ".join(found)
 
 
-def prose_for(every: list[tuple[str, dict]], has: dict, filler: str, more: int) -> list[str]:
+def prose_for(
+    every: list[tuple[str, Mapping[str, Any]]], has: Mapping[str, Mapping[str, Any]], filler: str, more: int
+) -> list[str]:
     """The paragraphs."""
-    rows = [extras(every) + " " + filler + (" " + filler) * more]
+    rows = [" ".join([filler] * (more + 1) + [extras(every)])]
     rows += [f"{i + 1}. {filler}" for i in range(has.get("numbered_list", {}).get("num_items", 0))]
     rows += [f"* {filler}" for _ in range(has.get("number_bullet_lists", {}).get("num_bullets", 0))]
     rows += [f"# {filler}" for _ in range(has.get("headings", {}).get("num_headings", 0))]
@@ -600,10 +604,10 @@ def prose_for(every: list[tuple[str, dict]], has: dict, filler: str, more: int) 
     parts = ["\n".join(rows), *[filler] * (number - 1)]
     if nth := has.get("nth_paragraph_first_word"):
         parts[nth["nth_paragraph"] - 1] = nth["first_word"] + " " + parts[nth["nth_paragraph"] - 1].lstrip()
-    return [has.get("every_paragraph", {}).get("keyword", "") + part for part in parts]
+    return [(has.get("every_paragraph", {}).get("keyword", "") + " " + part).strip() for part in parts]
 
 
-def dressed(has: dict, parts: list[str], filler: str) -> str:
+def dressed(has: Mapping[str, Mapping[str, Any]], parts: list[str], filler: str) -> str:
     """With a head, a tail, in one case, and between marks, as is asked."""
     heads = [has.get("start_checker", {}).get("start_phrase"), has.get("repeat_prompt", {}).get("prompt_to_repeat")]
     heads += ["《河》"] * ("book_title" in has) + ["<<x>>"] * ("title" in has)
