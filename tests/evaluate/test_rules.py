@@ -224,7 +224,12 @@ CASES = [
     ("keywords:acrostic", {"word": "SEA"}, ["Sand\n*Even*\nall of it"], ["Sand\nEven", "Sand\nEven\nAll\nmore", "Sea"]),
     ("keywords:acrostic", {"word": "平安"}, ["平生\n安好"], ["安好\n平生"]),
     ("keywords:no_word_twice", {}, ["Every word differs", "山高水长"], ["The end, the", "山外有山"]),
-    ("keywords:same_initial", {"letter": "s"}, ["Six silly swans", "Sea-side songs."], ["Six swans and geese", "123"]),
+    (
+        "keywords:same_initial",
+        {"letter": "s"},
+        ["Six silly swans", "Sea-side songs."],
+        ["Six swans and geese", "123", "?!"],
+    ),
     ("detectable_content:no_digits", {}, ["three"], ["3", "第３章"]),
     ("detectable_content:number_count", {"frequency": 2, "relation": "exactly"}, ["1,000 and 3.5"], ["1000", "1 2 3"]),
     (
@@ -358,6 +363,7 @@ def test_each_language_is_told_from_all_others():
     assert set(SAID_IN) == set(LANGUAGES)
     found = {said: [code for code in LANGUAGES if is_in(text, code)] for said, text in SAID_IN.items()}
     assert found == {code: [code] for code in LANGUAGES}
+    assert is_in("東京大学の学生", "ja") and not is_in("東京大学の学生", "zh")  # Chinese characters, but for one
 
 
 def test_a_text_that_tells_no_language_is_in_any_of_its_script():
@@ -441,7 +447,10 @@ def test_a_file_in_the_published_layout_is_read_and_nulls_are_as_if_not_there(tm
     nulls = {"keywords": None, "num_words": 30.0, "relation": "less than", "letter": None}
     path = tmp_path / "ifeval.jsonl"
     both = row(instruction_id_list=["length_constraints:number_words", "detectable_format:title"], kwargs=[nulls, None])
-    path.write_text(json.dumps(both) + "\n\n" + json.dumps(row(key="b", prompt="a\u2028b")) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(both) + "\n\n" + json.dumps(row(key="b", prompt="a\u2028b"), ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
     first, second = read_prompts(str(path))
     assert (first.key, first.prompt) == (7, "p")
     assert [(i.id, i.arguments) for i in first.instructions] == [

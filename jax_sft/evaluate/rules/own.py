@@ -28,8 +28,7 @@ def _chinese_characters(answer: str, *, num_characters: int, relation: str) -> b
 
 def _characters_in_line(answer: str, *, num_characters: int) -> bool:
     """Each line has exactly so many Chinese characters, as in a classical poem; marks do not count."""
-    counts = [len(HAN.findall(line)) for line in lines(answer)]
-    return bool(counts) and set(counts) == {num_characters}
+    return all(len(HAN.findall(line)) == num_characters for line in lines(answer))
 
 
 def _number_lines(answer: str, *, num_lines: int, relation: str) -> bool:
@@ -138,7 +137,7 @@ def _exact_frequency(answer: str, *, keyword: str, frequency: int) -> bool:
 def _in_order(answer: str, *, keywords: tuple[str, ...]) -> bool:
     """All are there, and the first places of them are in this order."""
     places = [found.start() if (found := word_pattern(word).search(answer)) else -1 for word in keywords]
-    return min(places) >= 0 and places == sorted(set(places))
+    return min(places) >= 0 and places == sorted(places)
 
 
 def _every_paragraph(answer: str, *, keyword: str) -> bool:
