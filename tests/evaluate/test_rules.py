@@ -563,10 +563,11 @@ def answers_to(p: RulePrompt, more: int) -> str:
 
 def lines_for(has: Mapping[str, Mapping[str, Any]], filler: str, more: int) -> str:
     width = has.get("characters_in_line", {}).get("num_characters")
+    pad = has.get("existence", {}).get("keywords", "山")[0]
     starts = list(has.get("acrostic", {}).get("word", "")) or [
         has.get("every_line_starts", {}).get("line_start", "")
     ] * (has.get("number_lines", {}).get("num_lines", 0) or more + 1)
-    return "\n".join(start + ("山" * (width - len(start)) if width else " " + filler) for start in starts)
+    return "\n".join(start + (pad * (width - len(start)) if width else " " + filler) for start in starts)
 
 
 def extras(every: list[tuple[str, Mapping[str, Any]]]) -> str:
