@@ -481,6 +481,7 @@ def test_a_file_in_the_published_layout_is_read_and_nulls_are_as_if_not_there(tm
         (words_row(num_words=3), "length_constraints:number_words lacks its argument 'relation'; add it"),
         (words_row(num_words=-1, relation="less than"), "num_words is -1; it must be a whole number from 0 on"),
         (words_row(num_words=True, relation="less than"), "num_words is True; it must be a whole number"),
+        (words_row(num_words=float("inf"), relation="less than"), "num_words is inf; it must be a whole number"),
         (words_row(num_words=2.5, relation="less than"), "num_words is 2.5; it must be a whole number"),
         (
             words_row(num_words=2, relation="exactly"),

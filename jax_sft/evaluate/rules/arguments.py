@@ -32,7 +32,8 @@ def compare(found: int, relation: str, asked: int) -> bool:
 
 def count(value: Any) -> int:
     """A whole number from 0 on; 100.0 is one, as tables with empty cells write them."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (is_whole or (isinstance(value, float) and value.is_integer())) or value < 0:
         raise ValueError("must be a whole number from 0 on")
     return int(value)
 

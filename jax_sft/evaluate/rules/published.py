@@ -1,9 +1,11 @@
 """The 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911): same ids, same arguments, same meaning.
 
-In: an answer and the arguments of an instruction. Out: whether the answer follows it. Three things are told otherwise
-than by the published checkers, which need NLTK's and langdetect's models: where a sentence ends (`text.sentences`, so
-that Chinese has sentences too and the number of a list's item is none), and which language a text is in (`language`).
-And a keyword is a text, not a regular expression; a Chinese one is found wherever it stands.
+In: an answer and the arguments of an instruction. Out: whether the answer follows it. Told otherwise than by the
+published checkers, which need NLTK's and langdetect's models and draw what they lack by chance:
+    where a sentence ends   `text.sentences`: Chinese has sentences too, and the number of a list's item is none
+    languages               `language.is_in`: by script and small words
+    keywords                are texts, not regular expressions; a Chinese one is found wherever it stands
+    a letter                may be any character, such as #; an argument that is missing is an error
 """
 
 import collections
