@@ -132,8 +132,8 @@ CASES = [
     (
         "length_constraints:characters_in_line",
         {"num_characters": 5},
-        ["春眠不觉晓，\n处处闻啼鸟。"],
-        ["春眠不觉，\n处处闻啼鸟。", "abcde"],
+        ["小雨落山前，\n白云过远天。"],
+        ["小雨落山，\n白云过远天。", "abcde"],
     ),
     (
         "length_constraints:number_lines",
