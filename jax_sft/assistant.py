@@ -85,7 +85,7 @@ class Assistant:
         sampling: Sampling = Sampling(),
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Answer several conversations in one batch."""
+        """Answer several conversations, batched."""
         with jax.set_mesh(self.mesh), told_if_short("answer"):
             return answer(
                 self.graphdef,

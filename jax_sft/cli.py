@@ -6,6 +6,7 @@ In: a command line. Out: an exit status: 0 done, 1 a fault the user can mend (on
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -96,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", _eval, "Loss and accuracy on a data file, alone or against another model.")
     _add_model_flags(evaluate)
-    evaluate.add_argument("--data", required=True, nargs="+", metavar="F")
+    evaluate.add_argument("--data", default=[], nargs="+", metavar="F")
     evaluate.add_argument("--against", metavar="M", help="a second model: the same numbers, side by side")
     evaluate.add_argument(
         "--prompt", action="append", default=[], metavar="P", help="a prompt to answer; may be repeated"
@@ -104,6 +105,29 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--answers", type=_not_negative, default=0, metavar="N", help="also answer the first N conversations"
     )
+    evaluate.add_argument(
+        "--probes",
+        nargs="?",
+        const="",
+        metavar="F.jsonl",
+        help="does it answer or continue, stop, keep its role; own prompts",
+    )
+    evaluate.add_argument(
+        "--rules",
+        nargs="?",
+        const="",
+        metavar="F.jsonl",
+        help="instructions that a program checks; own prompts or IFEval's file",
+    )
+    evaluate.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of answers to --data against its own: f1, chrf, ...",
+    )
+    evaluate.add_argument("--run-code", action="store_true", help="unsafe: pass_at_1 runs what the model wrote")
+    evaluate.add_argument("--predictions", metavar="F.jsonl", help="what --model said to probes, rules and tasks")
     evaluate.add_argument("--max-new-tokens", type=_positive, default=96, metavar="N")
     evaluate.add_argument(
         "--max-length",
@@ -432,34 +456,56 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError("--against names the same model as --model; name another one, or leave it out")
     from jax_sft.evaluate.side_by_side import conversations_of, print_accounts, print_answers, print_losses
 
+    measured = _measured(options, data)
     # Adapters are those of --model; what it is compared with speaks by itself.
     asked = [(options.against, options.chat_template, [])] if options.against else []
     asked.append((options.model, chat_template, options.adapter))
     prompts = [[{"role": "user", "content": prompt}] for prompt in options.prompt]
     prompts += conversations_of(options.data, config=data, count=options.answers)
     prompts = _askable(options, prompts, asked) if prompts else []
-    results, answers, accounts = {}, {}, {}
+    results, answers, accounts, reports = {}, {}, {}, {}
     for model, template, adapters in asked:
         assistant = _load(options, model, chat_template=template, adapters=adapters)
         for name in assistant.adapters or (None,):
             speaker, label = assistant.with_adapter(name), f"{model} + {name}" if name else model
-            results[label], accounts[label] = speaker.losses(options.data, config=data, batch_size=options.batch_size)
+            if options.data:
+                results[label], accounts[label] = speaker.losses(
+                    options.data, config=data, batch_size=options.batch_size
+                )
             if prompts:
                 answers[label] = speaker.answer_all(prompts, max_new_tokens=options.max_new_tokens)
+            if measured is not None:
+                ask = functools.partial(speaker.answer_all, max_new_tokens=options.max_new_tokens)
+                asked_of_it, left_out = measured.fitting(functools.partial(_has_room, options, speaker))
+                if left_out:
+                    print(f"left out, {label} has no room for {left_out} prompts and their answers", file=sys.stderr)
+                reports[label] = asked_of_it.measure(ask)
         del assistant
-    print_accounts(accounts)
-    print_losses(results)
+    if options.data:
+        print_accounts(accounts)
+        print_losses(results)
+    if reports:
+        from jax_sft.evaluate import behaviour
+        from jax_sft.evaluate.metrics import write_predictions
+
+        print("\n".join(behaviour.lines(reports)))
+        if options.predictions:
+            write_predictions(options.predictions, reports[list(reports)[-1]].predictions)
     if prompts:
         print_answers(prompts, answers)
     if options.out:
-        reports = {name: results[name].to_dict() | {"rows": dataclasses.asdict(accounts[name])} for name in results}
-        against = next(iter(reports)) if options.against else None
-        first, *others = (name for name in reports if name != against)
-        report = reports[first]
+        said = {
+            name: (results[name].to_dict() | {"rows": dataclasses.asdict(accounts[name])} if options.data else {})
+            | (reports[name].to_dict() if reports else {})
+            for name in results or reports or answers
+        }
+        against = next(iter(said)) if options.against else None
+        first, *others = (name for name in said if name != against)
+        report = said[first]
         if others:
-            report["adapters"] = {name: reports[name] for name in others}
+            report["adapters"] = {name: said[name] for name in others}
         if against is not None:
-            report["against"] = reports[against]
+            report["against"] = said[against]
         if prompts:
             report["answers"] = [
                 {"messages": messages, **{name: given[i].text for name, given in answers.items()}}
@@ -469,6 +515,44 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
             text = json.dumps(report, indent=2, ensure_ascii=False)
             pathlib.Path(options.out).write_text(text + "\n", encoding="utf-8")
     return EXIT_OK
+
+
+def _has_room(options: argparse.Namespace, speaker: "Assistant", messages: Any) -> bool:
+    try:
+        return speaker.room(messages) >= options.max_new_tokens
+    except ValueError:  # the chat template refuses it
+        return False
+
+
+def _measured(options: argparse.Namespace, data: configs.DataConfig) -> Any:
+    """What the model is asked beside its losses (`behaviour.Asked`), read before it is loaded; None if nothing."""
+    wants = (options.probes is not None, options.rules is not None, bool(options.metric))
+    if not (options.data or options.prompt or any(wants)):
+        raise ValueError("there is nothing to measure; name files with --data, or ask for --probes or --rules")
+    if options.metric and not options.data:
+        raise ValueError("--metric compares answers with those of --data, which is not set; name files there")
+    if options.predictions and not any(wants):
+        raise ValueError("--predictions holds what was said to --probes, --rules or --metric; ask for one of them")
+    if not any(wants):
+        return None
+    from jax_sft.evaluate import behaviour, metrics, probes, rules
+
+    for name in options.metric:
+        if name not in metrics.METRICS:
+            known = tuple(metrics.METRICS)
+            raise ValueError(
+                f"--metric {name}: no metric{configs.did_you_mean(name, known)}; there are {', '.join(known)}"
+            )
+    if "pass_at_1" in options.metric and not options.run_code:
+        raise ValueError("--metric pass_at_1 runs what the model wrote; say --run-code if that may be")
+    _check_writable(options.predictions)
+    return behaviour.Asked(
+        probes=probes.read_prompts(options.probes or None) if wants[0] else (),
+        rules=rules.read_prompts(options.rules or None) if wants[1] else (),
+        tasks=behaviour.tasks_of(options.data, config=data, count=options.answers or None) if options.metric else (),
+        metrics=tuple(options.metric),
+        runs_code=options.run_code,
+    )
 
 
 def _askable(
@@ -528,7 +612,8 @@ def _eval_config(options: argparse.Namespace, overrides: list[str]) -> tuple[con
         run = configs.load(options.config, overrides)
     else:
         config = configs.default().to_dict()
-        config["model"]["path"], config["data"]["train"], config["train"]["steps"] = options.model, options.data, 1
+        files = options.data or [options.model]  # a config names files; without --data none is read
+        config["model"]["path"], config["data"]["train"], config["train"]["steps"] = options.model, files, 1
         run = configs.from_config_dict(config, overrides)
     data = dataclasses.replace(run.data, max_length=options.max_length) if options.max_length else run.data
     return data, options.chat_template or run.model.chat_template

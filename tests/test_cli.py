@@ -144,6 +144,27 @@ def test_eval_writes_loss_accuracy_tokens_and_sources(place, workdir, tmp_path, 
     assert "loss change" in capsys.readouterr().out
 
 
+def test_eval_probes_checks_rules_and_scores_answers(place, workdir, tmp_path, capsys):
+    (tmp_path / "rules.jsonl").write_text(
+        json.dumps({"key": 1, "prompt": "Say b.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
+    )
+    out, said = tmp_path / "e.json", tmp_path / "said.jsonl"
+    words = ["eval", "--model", workdir / "export", "--against", place / "model", "--data", place / "validation.jsonl"]
+    words += ["--probes", "--rules", tmp_path / "rules.jsonl", "--metric", "f1", "--metric", "exact_match"]
+    words += ["--max-new-tokens", "12", "--out", out, "--predictions", said]
+    assert cli.main([str(word) for word in words]) == 0
+    shown = capsys.readouterr()
+    assert "behaviour probes, " in shown.out and "95 % interval" in shown.out and "1 instructions" in shown.out
+    report = json.loads(out.read_text())
+    for one in (report, report["against"]):
+        assert {"loss", "probes", "rules", "metrics"} <= set(one)
+        assert 0 <= one["metrics"]["f1"]["value"] <= 1 and one["rules"]["prompts"] == 1
+    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    count = int(report["probes"]["stops/count"])
+    assert count == 60 and len(lines) == 60 + 1 + 12
+    assert cli.main(["eval", "--model", str(place / "model"), "--rules", str(tmp_path / "rules.jsonl")]) == 0
+
+
 def test_eval_loss_does_not_move_with_the_batch_size(place, tmp_path):
     found = []
     for size in ("8", "24"):
@@ -332,6 +353,22 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
         (["data", "--config", "{p}/c.py", "--html", "{p}"], "is a folder, where a file is to be written"),
         (["data", "--config", "{p}/c.py", "--dump", "{p}"], "is a folder, where a file is to be written"),
         (["eval", "--model", "m", "--against", "m", "--data", "d"], "--against names the same model"),
+        (["eval", "--model", "m"], "there is nothing to measure; name files with --data, or ask for --probes or"),
+        (
+            ["eval", "--model", "m", "--metric", "f1"],
+            "--metric compares answers with those of --data, which is not set",
+        ),
+        (
+            ["eval", "--model", "m", "--data", "d", "--metric", "rogue1"],
+            "rogue1: no metric; did you mean rouge1?; there",
+        ),
+        (["eval", "--model", "m", "--data", "d", "--metric", "pass_at_1"], "runs what the model wrote; say --run-code"),
+        (
+            ["eval", "--model", "m", "--data", "d", "--predictions", "p"],
+            "--predictions holds what was said to --probes",
+        ),
+        (["eval", "--model", "m", "--probes", "no.jsonl"], "no.jsonl"),
+        (["eval", "--model", "m", "--rules", "no.jsonl"], "no.jsonl"),
         (["eval", "--model", "{p}/model", "--data", "x", "--out", "{t}/no/e.json"], "does not exist; make it first"),
         (["data", "--config", "{p}/c.py", "--html", "{t}/no/d.html"], "does not exist; make it first"),
         (["train", "--config", "{p}/c.py", "--workdir", "{p}/c.py"], "cannot be made a workdir"),

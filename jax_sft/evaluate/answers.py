@@ -4,13 +4,15 @@ In: weights, a ChatTemplate, conversations that end in a user's turn. Out: an An
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Conversation
-from jax_sft.generate import Sampling, generate
+from jax_sft.generate import Generated, Sampling, generate
 
+ROWS_AT_ONCE = 32
 Messages = Sequence[Mapping[str, Any]]  # {"role": ..., "content": ...}
 
 
@@ -33,7 +35,7 @@ def answer(
     sampling: Sampling,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """Answer every conversation, in one batch.
+    """Answer every conversation; more than `ROWS_AT_ONCE` in batches of prompts that are about as long as each other.
 
     `on_token(row, token)` is called as tokens come.
 
@@ -42,24 +44,45 @@ def answer(
     """
     for messages in conversations:
         check_messages(messages)
-    generated = generate(
-        graphdef,
-        params,
-        [template.encode_prompt(messages) for messages in conversations],
-        max_new_tokens=max_new_tokens,
-        stop_ids=template.stop_ids,
-        pad_id=0,  # never read
-        sampling=sampling,
-        on_token=on_token,
-    )
+    prompts = [template.encode_prompt(messages) for messages in conversations]
+    generated: list[Generated | None] = [None] * len(prompts)
+    for rows in batches_of([len(prompt) for prompt in prompts]):
+        found = generate(
+            graphdef,
+            params,
+            [prompts[row] for row in rows],
+            max_new_tokens=max_new_tokens,
+            stop_ids=template.stop_ids,
+            pad_id=0,  # never read
+            sampling=sampling,
+            on_token=on_token and functools.partial(_told, on_token, rows),
+        )
+        for row, said in zip(rows, found, strict=True):
+            generated[row] = said
     return [
         Answer(
-            text=template.tokenizer.decode(row.tokens, skip_special_tokens=True).strip(),
-            tokens=len(row.tokens),
-            stopped=row.stopped,
+            text=template.tokenizer.decode(said.tokens, skip_special_tokens=True).strip(),
+            tokens=len(said.tokens),
+            stopped=said.stopped,
         )
-        for row in generated
+        for said in generated
+        if said is not None
     ]
+
+
+def batches_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows in batches: the shortest prompts together, so that few are filled up; a few rows stay in order."""
+    if len(lengths) <= ROWS_AT_ONCE:
+        return [list(range(len(lengths)))] if lengths else []
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    count = -(-len(order) // ROWS_AT_ONCE)
+    # As many in each, but for one: another size is another program.
+    size = -(-len(order) // count)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _told(on_token: Callable[[int, int], None], rows: Sequence[int], row: int, token: int) -> None:
+    on_token(rows[row], token)
 
 
 def askable(

@@ -1,0 +1,108 @@
+"""A model is asked, and what it says is judged: with answers from a table instead of a model."""
+
+import json
+
+import pytest
+
+from jax_sft.config import DataConfig
+from jax_sft.evaluate import behaviour, metrics, probes, rules
+from jax_sft.evaluate.answers import ROWS_AT_ONCE, Answer, batches_of
+
+
+def saying(text, *, stopped=True):
+    asked = []
+
+    def ask(conversations):
+        asked.extend(conversations)
+        return [Answer(text if isinstance(text, str) else text(c), 5, stopped) for c in conversations]
+
+    return ask, asked
+
+
+def test_probes_tell_a_model_that_continues_from_one_that_answers():
+    found = {}
+    for name, text, stopped in (
+        ("continues", lambda c: f"{c[-1]['content']}\n{c[-1]['content']}\n" * 5, False),
+        ("answers", "Lima.", True),
+    ):
+        ask, asked = saying(text, stopped=stopped)
+        found[name] = behaviour.Asked(probes=probes.read_prompts()).measure(ask)
+        assert len(asked) == len(found[name].predictions) == 60
+        assert {p.id.partition("/")[0] for p in found[name].predictions} == {"probes"}
+    shares = {name: (report.probes["answers"], report.probes["stops"]) for name, report in found.items()}
+    assert shares["continues"][0] < 0.2 and shares["continues"][1] == 0.0
+    assert shares["answers"][0] > 0.9 and shares["answers"][1] == 1.0
+    told = behaviour.lines(found)
+    assert told[0] == "behaviour probes, continues -> answers" and any("answers" in line for line in told[1:])
+    assert any("no_loop" in line or "loop" in line for line in behaviour.lines({"one": found["answers"]}))
+
+
+def test_instructions_are_checked_and_each_is_in_the_predictions():
+    prompts = [
+        rules.RulePrompt.of(
+            {
+                "key": 1,
+                "prompt": "No commas, please.",
+                "instruction_id_list": ["punctuation:no_comma", "keywords:existence"],
+                "kwargs": [{}, {"keywords": ["sun"]}],
+            },
+            "here",
+        )
+    ]
+    ask, _ = saying("The sun is warm.")
+    report = behaviour.Asked(rules=prompts).measure(ask)
+    assert report.rules["prompt_strict"] == 1.0
+    assert report.predictions[0].scores == {"punctuation:no_comma/0": 1.0, "keywords:existence/1": 1.0}
+    ask, _ = saying("Rain, alas.")
+    report = behaviour.Asked(rules=prompts).measure(ask)
+    assert report.rules["instruction_strict"] == 0.0
+    assert behaviour.lines({"m": report}) == [
+        "m: of 2 instructions and 1 prompts followed 0.0%, 0.0% strictly, 0.0%, 0.0% loosely"
+    ]
+
+
+def test_tasks_are_the_conversations_that_end_with_an_answer(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}], "id": "a"},
+        {"messages": [{"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "6"},
+                      {"role": "user", "content": "thanks"}]},
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "5+5?"},
+                      {"role": "assistant", "content": "It is 10."}]},
+    ]  # fmt: skip
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    tasks = behaviour.tasks_of((str(path),), config=DataConfig())
+    assert [(t.id, len(t.messages), t.reference) for t in tasks] == [("a", 1, "4"), (f"{path}:3", 2, "It is 10.")]
+    assert len(behaviour.tasks_of((str(path),), config=DataConfig(), count=1)) == 1
+    ask, _ = saying("so 10")
+    report = behaviour.Asked(tasks=tasks, metrics=("final_number", "exact_match")).measure(ask)
+    assert report.metrics["final_number"].value == 0.5
+    assert [p.scores for p in report.predictions] == [
+        {"final_number": 0.0, "exact_match": 0.0},
+        {"final_number": 1.0, "exact_match": 0.0},
+    ]
+    assert report.to_dict()["metrics"]["final_number"]["value"] == 0.5 and "probes" not in report.to_dict()
+    out = tmp_path / "said.jsonl"
+    assert metrics.write_predictions(out, report.predictions) == 2
+    assert json.loads(out.read_text().splitlines()[0])["prediction"] == "so 10"
+    path.write_text(json.dumps(rows[1]))
+    with pytest.raises(ValueError, match=r"tasks\.jsonl: no conversation ends with an answer"):
+        behaviour.tasks_of((str(path),), config=DataConfig())
+
+
+def test_prompts_without_room_are_left_out_and_counted():
+    asked = behaviour.Asked(probes=probes.read_prompts())
+    kept, left_out = asked.fitting(lambda messages: len(messages) == 1)
+    assert left_out > 0 and len(kept.probes) + left_out == 60
+    with pytest.raises(ValueError, match="no room for any prompt of the probes and an answer; lower --max-new-tokens"):
+        asked.fitting(lambda _: False)
+
+
+def test_many_prompts_are_asked_in_batches_of_about_one_length():
+    lengths = [7, 3] * ROWS_AT_ONCE
+    batches = batches_of(lengths)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
+    assert all(len(rows) <= ROWS_AT_ONCE for rows in batches) and len(batches) == 2
+    assert [{lengths[row] for row in rows} for rows in batches] == [{3}, {7}]
+    assert batches_of([5, 1, 9]) == [[0, 1, 2]] and batches_of([]) == []
+    assert {len(rows) for rows in batches_of([1] * (ROWS_AT_ONCE + 1))} == {17, 16}
