@@ -158,7 +158,7 @@ def lines(reports: Mapping[str, Report]) -> list[str]:
     (first, before), *others = reports.items()
     out = []
     if before.probes:
-        after = others[0][1].probes if others else before.probes
+        after = others[0][1].probes if others else None
         named = f"{first} -> {others[0][0]}" if others else first
         out += [f"behaviour probes, {named}", *behaviour_probes.table(before.probes, after)]
     for name, report in reports.items():

@@ -34,7 +34,8 @@ def test_probes_tell_a_model_that_continues_from_one_that_answers():
     assert shares["answers"][0] > 0.9 and shares["answers"][1] == 1.0
     told = behaviour.lines(found)
     assert told[0] == "behaviour probes, continues -> answers" and any("answers" in line for line in told[1:])
-    assert any("no_loop" in line or "loop" in line for line in behaviour.lines({"one": found["answers"]}))
+    alone = behaviour.lines({"one": found["answers"]})
+    assert alone[1].split() == ["behaviour", "share"] and not any("+" in line for line in alone)
 
 
 def test_instructions_are_checked_and_each_is_in_the_predictions():

@@ -68,22 +68,27 @@ def difference(before: tuple[float, float], after: tuple[float, float]) -> tuple
     return max(-1.0, change - down), min(1.0, change + up)
 
 
-def table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Lines for the terminal from two summaries: shares with intervals, and their difference with its own.
+def table(before: Mapping[str, float], after: Mapping[str, float] | None = None) -> list[str]:
+    """Lines for the terminal: the shares of a summary with intervals; of two, also their difference with its own.
 
     A line for each behaviour in all, then by kind and by language; "*" marks a difference whose interval has no zero.
     """
-    names = [k for k in dict.fromkeys((*before, *after)) if k.split("/")[-1] in BEHAVIOURS]
+    models = [before] if after is None else [before, after]
+    names = [k for k in dict.fromkeys(key for m in models for key in m) if k.split("/")[-1] in BEHAVIOURS]
     names.sort(key=lambda name: "/" in name)  # all probes first; parts stay in their order
     width = max(map(len, names), default=0)
-    lines = [f"{'behaviour':<{width}}  {'before':<25}{'after':<25}change"] if names else []
+    heads = ["share"] if after is None else ["before", "after"]
+    change = "" if after is None else "change"
+    lines = [f"{'behaviour':<{width}}  {''.join(f'{head:<25}' for head in heads)}{change}".rstrip()] if names else []
     for name in names:
-        pairs = [(m[name], m[f"{name}/count"]) if name in m else None for m in (before, after)]
+        pairs = [(m[name], m[f"{name}/count"]) if name in m else None for m in models]
         cells = "".join(f"{_cell(pair):<25}" for pair in pairs)
-        lines.append(f"{name:<{width}}  {cells}{_change(*pairs)}".rstrip())
+        lines.append(f"{name:<{width}}  {cells}{_change(*pairs) if len(pairs) == 2 else ''}".rstrip())
     for name in ("tokens", "length_ratio"):
-        if name in before and name in after:
-            lines.append(f"{name:<{width}}  {before[name]:<25.2f}{after[name]:<25.2f}{after[name] - before[name]:+.2f}")
+        if all(name in m for m in models):
+            cells = "".join(f"{m[name]:<25.2f}" for m in models)
+            moved = f"{models[-1][name] - before[name]:+.2f}" if len(models) == 2 else ""
+            lines.append(f"{name:<{width}}  {cells}{moved}".rstrip())
     return lines
 
 
