@@ -28,6 +28,7 @@ FLOORS = {
         "report",
         "metrics",
         "step_log",
+        "agreement",
         "stream_state",
         "manifest",
         "memory_plan",
