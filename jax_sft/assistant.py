@@ -17,7 +17,7 @@ from jax_sft.data.conversation import Account
 from jax_sft.data.dataset import check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.data.source import parts_of
-from jax_sft.evaluate.answers import Answer, Messages, answer
+from jax_sft.evaluate.answers import Answer, Messages, answer, encoded_prompt
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_model
@@ -79,13 +79,13 @@ class Assistant:
 
     def answer_all(
         self,
-        conversations: Sequence[Messages],
+        conversations: Sequence[Messages | str],
         *,
         max_new_tokens: int = 256,
         sampling: Sampling = Sampling(),
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Answer several conversations, batched."""
+        """Answer several conversations, batched; a text among them is gone on from, without a chat template."""
         with jax.set_mesh(self.mesh), told_if_short("answer"):
             return answer(
                 self.graphdef,
@@ -97,9 +97,9 @@ class Assistant:
                 on_token=on_token,
             )
 
-    def room(self, messages: Messages) -> int:
+    def room(self, asked: Messages | str) -> int:
         """Tokens that an answer to a conversation may have before the model's context is full; negative: too long."""
-        return self.base.config.max_positions - len(self.template.encode_prompt(messages))
+        return self.base.config.max_positions - len(encoded_prompt(self.template, asked))
 
     def losses(
         self, data: Sequence[str], *, config: DataConfig = DataConfig(), batch_size: int = 8

@@ -476,7 +476,8 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
                 answers[label] = speaker.answer_all(prompts, max_new_tokens=options.max_new_tokens)
             if measured is not None:
                 ask = functools.partial(speaker.answer_all, max_new_tokens=options.max_new_tokens)
-                asked_of_it, left_out = measured.fitting(functools.partial(_has_room, options, speaker))
+                asked_of_it = dataclasses.replace(measured, templated=speaker.base.chat_template is not None)
+                asked_of_it, left_out = asked_of_it.fitting(functools.partial(_has_room, options, speaker))
                 if left_out:
                     print(f"left out, {label} has no room for {left_out} prompts and their answers", file=sys.stderr)
                 reports[label] = asked_of_it.measure(ask)
@@ -517,9 +518,9 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
     return EXIT_OK
 
 
-def _has_room(options: argparse.Namespace, speaker: "Assistant", messages: Any) -> bool:
+def _has_room(options: argparse.Namespace, speaker: "Assistant", asked: Any) -> bool:
     try:
-        return speaker.room(messages) >= options.max_new_tokens
+        return speaker.room(asked) >= options.max_new_tokens
     except ValueError:  # the chat template refuses it
         return False
 

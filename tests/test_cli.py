@@ -165,6 +165,19 @@ def test_eval_probes_checks_rules_and_scores_answers(place, workdir, tmp_path, c
     assert cli.main(["eval", "--model", str(place / "model"), "--rules", str(tmp_path / "rules.jsonl")]) == 0
 
 
+def test_eval_probes_a_base_model_without_a_template(place, tmp_path, capsys):
+    shutil.copytree(place / "model", tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config))
+    said = tmp_path / "said.jsonl"
+    words = ["eval", "--model", tmp_path / "base", "--probes", "--max-new-tokens", "8", "--predictions", said]
+    assert cli.main([str(word) for word in words]) == 0
+    assert "behaviour probes" in capsys.readouterr().out
+    assert len(said.read_text().splitlines()) == 60
+
+
 def test_eval_loss_does_not_move_with_the_batch_size(place, tmp_path):
     found = []
     for size in ("8", "24"):

@@ -275,16 +275,25 @@ class ChatTemplate:
         Raises:
             DataError: the tokenizer has no eos_token.
         """
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        eos = self.tokenizer.eos_token_id
         if eos is None:
             raise DataError("a text cannot be ended, the tokenizer has no eos_token; name one in tokenizer_config.json")
         encoded = self.encode(prompt + text, escaped=False)
         ids = encoded.ids
         if not ids:
             return [], 0
-        before = [bos] if bos is not None and self._adds_bos and ids[0] != bos else []
+        before = self._bos_before(ids)
         num_prompt_tokens = encoded.ending_by(len(prompt)) if prompt else 0
         return [*before, *ids, *([] if ids[-1] == eos else [eos])], len(before) + num_prompt_tokens
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to go on from, behind the BOS if the tokenizer is used to write one."""
+        ids = self.encode(text, escaped=False).ids
+        return [*self._bos_before(ids), *ids]
+
+    def _bos_before(self, ids: Sequence[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self._adds_bos and ids[:1] != [bos] else []
 
     @functools.cached_property
     def _adds_bos(self) -> bool:

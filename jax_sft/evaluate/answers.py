@@ -30,21 +30,21 @@ def answer(
     params: Any,
     *,
     template: ChatTemplate,
-    conversations: Sequence[Messages],
+    conversations: Sequence[Messages | str],
     max_new_tokens: int,
     sampling: Sampling,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """Answer every conversation; more than `ROWS_AT_ONCE` in batches of prompts that are about as long as each other.
+    """Answer every conversation, and go on from every text.
+
+    More than `ROWS_AT_ONCE` are answered in batches of prompts that are about as long as each other.
 
     `on_token(row, token)` is called as tokens come.
 
     Raises:
         ValueError: a message without role or content, or a conversation too long for the model.
     """
-    for messages in conversations:
-        check_messages(messages)
-    prompts = [template.encode_prompt(messages) for messages in conversations]
+    prompts = [encoded_prompt(template, asked) for asked in conversations]
     generated: list[Generated | None] = [None] * len(prompts)
     for rows in batches_of([len(prompt) for prompt in prompts]):
         found = generate(
@@ -68,6 +68,18 @@ def answer(
         for said in generated
         if said is not None
     ]
+
+
+def encoded_prompt(template: ChatTemplate, asked: Messages | str) -> list[int]:
+    """Token ids of a conversation and the generation prompt, or of a text as it is.
+
+    Raises:
+        ValueError: a message without role or content; the template refuses it, or there is none.
+    """
+    if isinstance(asked, str):
+        return template.encode_beginning(asked)
+    check_messages(asked)
+    return template.encode_prompt(asked)
 
 
 def batches_of(lengths: Sequence[int]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from jax_sft.evaluate import rules as checked_rules
 from jax_sft.evaluate.answers import Answer, Messages
 from jax_sft.evaluate.metrics import MetricResult, Prediction
 
-Ask = Callable[[Sequence[Messages]], Sequence[Answer]]
+Ask = Callable[[Sequence[Messages | str]], Sequence[Answer]]  # a text is what a model without a template goes on from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +58,18 @@ class Asked:
     tasks: Sequence[Task] = ()
     metrics: Sequence[str] = ()  # names, for the tasks
     runs_code: bool = False  # whether pass_at_1 may run what the model wrote
+    templated: bool = True  # whether the model has a chat template; if not, it is given plain text
 
-    def fitting(self, fits: Callable[[Messages], bool]) -> tuple["Asked", int]:
+    def fitting(self, fits: Callable[[Messages | str], bool]) -> tuple["Asked", int]:
         """The same without what does not fit, and how many prompts that leaves out.
 
         Raises:
             ValueError: it leaves out all of a kind.
         """
         kinds = {
-            "probes": (self.probes, [probe for probe in self.probes if fits(probe.messages)]),
-            "rules": (self.rules, [prompt for prompt in self.rules if fits(_of_user(prompt.prompt))]),
-            "tasks": (self.tasks, [task for task in self.tasks if fits(task.messages)]),
+            "probes": (self.probes, [probe for probe in self.probes if fits(self._of_probe(probe))]),
+            "rules": (self.rules, [prompt for prompt in self.rules if fits(self._of_user(prompt.prompt))]),
+            "tasks": (self.tasks, [task for task in self.tasks if fits(self._of_task(task))]),
         }
         for name, (all_of_it, kept) in kinds.items():
             if all_of_it and not kept:
@@ -90,8 +91,17 @@ class Asked:
         scored = self._scored(ask, predictions) if self.tasks else {}
         return Report(shares, followed, scored, predictions)
 
+    def _of_probe(self, probe: behaviour_probes.Probe) -> Messages | str:
+        return list(probe.messages) if self.templated else behaviour_probes.as_plain_text(probe)
+
+    def _of_user(self, text: str) -> Messages | str:
+        return _of_user(text) if self.templated else text + "\n"
+
+    def _of_task(self, task: Task) -> Messages | str:
+        return task.messages if self.templated else "".join(f"{m['content']}\n" for m in task.messages)
+
     def _probed(self, ask: Ask, predictions: list[Prediction]) -> dict[str, float]:
-        answers = ask([list(probe.messages) for probe in self.probes])
+        answers = ask(list(map(self._of_probe, self.probes)))
         judgements = [
             behaviour_probes.judge(probe, said.text, stopped=said.stopped, tokens=said.tokens)
             for probe, said in zip(self.probes, answers, strict=True)
@@ -103,19 +113,18 @@ class Asked:
         return behaviour_probes.summary(judgements)
 
     def _followed(self, ask: Ask, predictions: list[Prediction]) -> dict[str, Any]:
-        asked = [_of_user(prompt.prompt) for prompt in self.rules]
-        answers = ask(asked)
-        for prompt, messages, said in zip(self.rules, asked, answers, strict=True):
+        answers = ask([self._of_user(prompt.prompt) for prompt in self.rules])
+        for prompt, said in zip(self.rules, answers, strict=True):
             verdict = checked_rules.check(prompt, said.text)
             scores = {
                 f"{i.id}/{n}": float(x)
                 for n, (i, x) in enumerate(zip(prompt.instructions, verdict.strict, strict=True))
             }
-            predictions.append(_prediction(f"rules/{prompt.key}", messages, None, said, scores))
+            predictions.append(_prediction(f"rules/{prompt.key}", _of_user(prompt.prompt), None, said, scores))
         return checked_rules.scores(self.rules, [said.text for said in answers])
 
     def _scored(self, ask: Ask, predictions: list[Prediction]) -> dict[str, MetricResult]:
-        answers = ask([task.messages for task in self.tasks])
+        answers = ask(list(map(self._of_task, self.tasks)))
         texts, wanted = [said.text for said in answers], [task.reference for task in self.tasks]
         found = {
             name: metrics.score(name, texts, wanted, **({"unsafe": self.runs_code} if name == "pass_at_1" else {}))

@@ -91,6 +91,21 @@ def test_tasks_are_the_conversations_that_end_with_an_answer(tmp_path):
         behaviour.tasks_of((str(path),), config=DataConfig())
 
 
+def test_a_model_without_a_template_is_given_plain_text():
+    prompts = [p for p in probes.read_prompts() if p.id in ("en-answer-capital", "zh-recall-city")]
+    (rule,) = [
+        rules.RulePrompt.of(
+            {"key": 1, "prompt": "Hi.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, ""
+        )
+    ]
+    task = behaviour.Task("t", [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "a")
+    asked_of_it = behaviour.Asked(prompts, [rule], [task], ("f1",), templated=False)
+    ask, asked = saying("Lima")
+    assert asked_of_it.fitting(lambda text: isinstance(text, str))[1] == 0
+    asked_of_it.measure(ask)
+    assert asked == [*map(probes.as_plain_text, prompts), "Hi.\n", "s\nq\n"]
+
+
 def test_prompts_without_room_are_left_out_and_counted():
     asked = behaviour.Asked(probes=probes.read_prompts())
     kept, left_out = asked.fitting(lambda messages: len(messages) == 1)
