@@ -54,6 +54,7 @@ class Checkpoints:
         self._rejected: list[int] = []  # steps that restoring passed over; moved away before the next save
         self._saving: int | None = None
         self._losses: dict[int, float] = {}  # validation loss of a step, infinity if it has none
+        self._measured_by: tuple[str | None] | None = None  # the validation set whose losses count; None: any
         self._keep = config.keep
         self._manager = self._open_manager()
 
@@ -116,6 +117,13 @@ class Checkpoints:
         """The validation loss of a step that was saved before it was evaluated; the next start must be told again."""
         self._losses[step] = loss
 
+    def count_losses_of(self, validation: str | None) -> None:
+        """From now on a loss counts only if the step was saved with this fingerprint as its extra `validation`.
+
+        Losses of two validation sets do not compare.
+        """
+        self._measured_by, self._losses = (validation,), {}
+
     def wait(self) -> None:
         """Block until the save in the background is on disk and sealed.
 
@@ -171,6 +179,10 @@ class Checkpoints:
             return step, restored["params"], extra
 
         return self._newest_whole(load, steps if step is None else [step])
+
+    def validation_of_newest(self) -> str | None:
+        """The fingerprint of the validation set that the newest step was saved with, as its extra `validation`."""
+        return self._host_notes(self.all_steps[-1])["extra"].get("validation") if self.all_steps else None
 
     def fingerprint_of(self, step: int) -> dict[str, Any]:
         """The fingerprint of the run that saved a step."""
@@ -229,7 +241,9 @@ class Checkpoints:
     def _loss_of(self, step: int) -> float:
         if step not in self._losses:
             try:
-                loss = self._host_notes(step)["loss"]
+                host = self._host_notes(step)
+                counts = self._measured_by is None or host["extra"].get("validation") == self._measured_by[0]
+                loss = host["loss"] if counts else None
             except (OSError, ValueError, KeyError):  # damaged: certainly not the best
                 loss = None
             self._losses[step] = math.inf if loss is None else loss

@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of answers to --data against its own: f1, chrf, ...",
     )
     evaluate.add_argument("--run-code", action="store_true", help="unsafe: pass_at_1 runs what the model wrote")
-    evaluate.add_argument("--predictions", metavar="F.jsonl", help="what --model said to probes, rules and tasks")
+    evaluate.add_argument("--predictions", metavar="F.jsonl", help="what was said to probes, rules and tasks")
     evaluate.add_argument("--max-new-tokens", type=_positive, default=96, metavar="N")
     evaluate.add_argument(
         "--max-length",
@@ -491,7 +491,7 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
 
         print("\n".join(behaviour.lines(reports)))
         if options.predictions:
-            write_predictions(options.predictions, reports[list(reports)[-1]].predictions)
+            write_predictions(options.predictions, behaviour.predictions_of(reports))
     if prompts:
         print_answers(prompts, answers)
     if options.out:
@@ -534,6 +534,8 @@ def _measured(options: argparse.Namespace, data: configs.DataConfig) -> Any:
         raise ValueError("--metric compares answers with those of --data, which is not set; name files there")
     if options.predictions and not any(wants):
         raise ValueError("--predictions holds what was said to --probes, --rules or --metric; ask for one of them")
+    if options.predictions and options.predictions == options.out:
+        raise ValueError(f"--predictions and --out are both {options.out}; name two files")
     if not any(wants):
         return None
     from jax_sft.evaluate import behaviour, metrics, probes, rules
@@ -547,13 +549,15 @@ def _measured(options: argparse.Namespace, data: configs.DataConfig) -> Any:
     if "pass_at_1" in options.metric and not options.run_code:
         raise ValueError("--metric pass_at_1 runs what the model wrote; say --run-code if that may be")
     _check_writable(options.predictions)
-    return behaviour.Asked(
+    asked = behaviour.Asked(
         probes=probes.read_prompts(options.probes or None) if wants[0] else (),
         rules=rules.read_prompts(options.rules or None) if wants[1] else (),
         tasks=behaviour.tasks_of(options.data, config=data, count=options.answers or None) if options.metric else (),
         metrics=tuple(options.metric),
         runs_code=options.run_code,
     )
+    asked.check()
+    return asked
 
 
 def _askable(

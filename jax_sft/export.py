@@ -243,6 +243,7 @@ def export_workdir(
     )
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=None)
     if step == "best":
+        checkpoints.count_losses_of(checkpoints.validation_of_newest())
         step = checkpoints.best_step
         if step is None:
             raise ValueError(

@@ -177,6 +177,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             frozen = plan.load_frozen(base, mesh)
             progress = _Progress.from_notes(notes)
             progress.compare_validation(measured_by(config, validation_set))
+            checkpoints.count_losses_of(progress.validation)
             if isinstance(loader, StreamLoader):
                 loader.go_on_from(progress.lanes)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
@@ -299,7 +300,7 @@ class _Progress:
     after: Losses | None = None  # the newest validation, of step `after_step`
     after_step: int = -1
     after_loss: float | None = None  # of that validation, the loss that decides which step is the best
-    best_loss: float | None = None
+    best_loss: float | None = None  # of a step, not of the untrained model, which no checkpoint holds
     waited: int = 0  # evaluations since that
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
@@ -321,19 +322,32 @@ class _Progress:
         if fingerprint != self.validation:
             _log.warning("the validation set is another one than before: the best loss is looked for anew")
             self.validation, self.best_loss, self.before, self.waited = fingerprint, None, None, 0
+            self.after_step, self.after_loss, self.late_losses = -1, None, {}
 
     def evaluate(self, run: _Run, params: Any, metrics: Metrics, step: int) -> float | None:
         """Validation and samples at a step. Returns the loss if it is the best so far."""
         losses = _evaluate(run, params, metrics, step)
         self.before = losses if step == 0 else self.before
         self.after, self.after_step = losses, step
-        best = run.config.evaluate.best
-        self.after_loss = None if losses is None else losses.by_source[best]["loss"] if best else losses.loss
-        if self.after_loss is None or not self.after_loss < (math.inf if self.best_loss is None else self.best_loss):
+        self.after_loss = _deciding(losses, run.config)
+        if step == 0 or self.after_loss is None:
+            return None
+        if not self.after_loss < (math.inf if self.best_loss is None else self.best_loss):
             self.waited += 1
             return None
         self.best_loss, self.waited = self.after_loss, 0
         return self.best_loss
+
+    def lowest(self, config: RunConfig) -> str:
+        """What is said of the best step: that it has the lowest loss, or that the untrained model has a lower one."""
+        before = _deciding(self.before, config)
+        if self.best_loss is None:
+            return "no step has a validation loss"
+        if before is not None and not self.best_loss < before:
+            return (
+                f"{self.best_loss:.4f} is the lowest validation loss of a step; the untrained model's is {before:.4f}"
+            )
+        return f"the lowest validation loss, {self.best_loss:.4f}"
 
     def is_over(self, config: RunConfig) -> bool:
         """Whether the validation loss has not fallen for as long as the config is patient."""
@@ -428,8 +442,8 @@ def _steps(
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if progress.is_over(config):
         _log.info(
-            "the training ends at step %d of %d: %d evaluations in a row without a lower validation loss (%.4f)",
-            done, run.loader.total_steps, progress.waited, progress.best_loss or math.nan,
+            "the training ends at step %d of %d: %d evaluations in a row without a lower validation loss",
+            done, run.loader.total_steps, progress.waited,
         )  # fmt: skip
     elif start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
@@ -444,8 +458,9 @@ def _exported(run: _Run, state: TrainState, progress: _Progress, done: int) -> p
     weights = config.export.weights or ("last" if config.evaluate.patience is None else "best")
     if weights == "best":
         done, params, notes = _best_params(run, params, progress, done)
-        after = _Progress.from_notes(notes).after if notes is not None else after
-        _log.info("the weights of step %d, which have the lowest validation loss, are exported", done)
+        if notes is not None:  # those of a step that was evaluated after it was saved know nothing of that
+            after = _Progress.from_notes(notes).after if notes["after_step"] == done else None
+        _log.info("the weights of step %d are exported: %s", done, progress.lowest(config))
     name, private, form = config.export.push_to, config.export.push_private, config.export.format or "full"
     export = Export(
         out=run.workdir / "export",
@@ -470,6 +485,12 @@ def _exported(run: _Run, state: TrainState, progress: _Progress, done: int) -> p
         again = shlex.join([*map(str, again), *(["--private"] if private else [])])
         _first_process_does(lambda: push(folder, name, private=private, again=again), what="the push to the hub")
     return folder
+
+
+def _deciding(losses: Losses | None, config: RunConfig) -> float | None:
+    """The loss that tells which step is the best."""
+    best = config.evaluate.best
+    return None if losses is None else losses.by_source[best]["loss"] if best else losses.loss
 
 
 def _best_params(run: _Run, params: Any, progress: _Progress, done: int) -> tuple[int, Any, dict[str, Any] | None]:
@@ -500,7 +521,7 @@ def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> T
         return state
     jax.tree.map(lambda x: x.delete(), state.opt_state)
     best, params, _ = _best_params(run, state.params, progress, done)
-    _log.info("it starts from the weights of step %s, which have the lowest validation loss", best)
+    _log.info("it starts from the weights of step %s: %s", best, progress.lowest(run.config))
     return dataclasses.replace(init_state(params, run.tx, run.mesh), step=state.step)
 
 

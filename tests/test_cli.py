@@ -161,7 +161,8 @@ def test_eval_probes_checks_rules_and_scores_answers(place, workdir, tmp_path, c
         assert 0 <= one["metrics"]["f1"]["value"] <= 1 and one["rules"]["prompts"] == 1
     lines = [json.loads(line) for line in said.read_text().splitlines()]
     count = int(report["probes"]["stops/count"])
-    assert count == 60 and len(lines) == 60 + 1 + 12
+    assert count == 60 and len(lines) == 2 * (60 + 1 + 12)
+    assert lines[0]["id"].startswith(f"{place / 'model'}: probes/")
     assert cli.main(["eval", "--model", str(place / "model"), "--rules", str(tmp_path / "rules.jsonl")]) == 0
 
 
@@ -380,6 +381,7 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
             ["eval", "--model", "m", "--data", "d", "--predictions", "p"],
             "--predictions holds what was said to --probes",
         ),
+        (["eval", "--model", "m", "--probes", "--out", "{t}", "--predictions", "{t}"], "name two files"),
         (["eval", "--model", "m", "--probes", "no.jsonl"], "no.jsonl"),
         (["eval", "--model", "m", "--rules", "no.jsonl"], "no.jsonl"),
         (["eval", "--model", "{p}/model", "--data", "x", "--out", "{t}/no/e.json"], "does not exist; make it first"),

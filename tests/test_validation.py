@@ -114,6 +114,32 @@ def test_a_run_ends_when_the_loss_has_not_fallen_for_long_and_exports_the_best(f
     assert not all(np.array_equal(on[name], of_best[name]) for name in whole)
 
 
+@pytest.mark.slow
+def test_where_the_untrained_model_is_the_best_a_step_is_exported_and_that_is_said(folder, tmp_path, caplog):
+    config = default()
+    config.update(measured(folder).to_dict())
+    config.train.steps, config.optim.lr, config.checkpoint.every_steps = 8, 5.0, 100
+    config.evaluate.patience, config.export.certify = 2, False
+    with caplog.at_level("INFO"):
+        outcome = train(from_config_dict(config), tmp_path / "run", command="test")
+    losses = {line["step"]: line["validation/loss"] for line in evaluations(tmp_path / "run")}
+    untrained = losses.pop(0)
+    best = min(losses, key=lambda step: losses[step])
+    assert untrained < losses[best] and outcome.step == best + 2
+    said = f"the weights of step {best} are exported: {losses[best]:.4f} is the lowest validation loss of a step; the"
+    assert f"{said} untrained model's is {untrained:.4f}" in caplog.text
+    # Another validation set: what the old one said of the steps does not count.
+    config.data.validation = (str(folder / "other.jsonl"),)
+    config.train.steps = 8
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        train(from_config_dict(config), tmp_path / "run", command="test")
+    later = {line["step"]: line["validation/loss"] for line in evaluations(tmp_path / "run")}
+    later = {step: loss for step, loss in later.items() if step > outcome.step}
+    best = min(later, key=lambda step: later[step])
+    assert f"the weights of step {best} are exported" in caplog.text
+
+
 def template_of(folder: pathlib.Path) -> Any:
     from jax_sft.data.chat import ChatTemplate
 

@@ -137,7 +137,7 @@ def _template_checks(key: str, arguments: Mapping[str, Any]) -> Iterator[str]:
         if not name.isidentifier():
             yield f"{key}: {name!r} is no name that a chat template could ask for; write letters, digits and _"
         try:
-            json.dumps(value)
+            json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             yield f"{key}.{name} = {value!r} is nothing that JSON can hold; write it as a text, a number or the like"
 

@@ -22,7 +22,8 @@ _ROWS_FOR_PREDICT = 1.02  # rows that a small P may cost: the layers are paid fo
 _SAMPLE = 20_000  # sequences that P is tried on
 _JITTER = 0.7  # the next sequence of a row may be this much shorter than the longest, while there is room for two
 _ROWS_BETWEEN_UPDATES = 1024  # of the progress bar
-_FEW, _FEW_LEFT = 2048, 50  # sequences of which rows are filled as full as they can be; 0.1 s
+_FEW, _FEW_LEFT = 2048, 50  # sequences of which rows are filled as full as they can be
+_MOST_WORK = 2**34  # bits of sums that this may go through; some 0.2 s
 _TRIES = 32  # sequences looked at for one with few enough trained positions, before only shorter ones are
 
 
@@ -40,8 +41,7 @@ def predict_capacity(lengths_N: np.ndarray, trained_N: np.ndarray, *, max_length
     sample = np.random.default_rng(0).permutation(len(lengths_N))[:_SAMPLE]
 
     def num_rows(predicted: int) -> int:
-        rows = pack(lengths_N[sample], trained_N[sample], capacity=max_length, predict_capacity=predicted, seed=None)
-        return len(rows)
+        return len(_best_fit(lengths_N[sample], trained_N[sample], max_length, predicted, None)[1]) - 1
 
     most_rows = _ROWS_FOR_PREDICT * num_rows(max_length)
     while (predicted := _round_up(wanted, max_length)) < max_length and num_rows(predicted) > most_rows:
@@ -72,7 +72,7 @@ def pack(
     rng = np.random.default_rng(seed) if seed is not None else None
     taken, ends = _best_fit(lengths_N, trained_N, capacity, predict_capacity, rng)
     least = -(-int(lengths_N.sum()) // capacity)
-    if least + 1 < len(ends) and len(lengths_N) <= _FEW:
+    if least + 1 < len(ends) and len(lengths_N) <= _FEW and len(lengths_N) ** 2 * capacity <= _MOST_WORK:
         other = _filled_best(lengths_N, trained_N, capacity, predict_capacity, rng)
         taken, ends = min((taken, ends), other, key=lambda plan: len(plan[1]))
     rows = np.arange(len(ends) - 1)

@@ -27,6 +27,8 @@ from jax_sft.data.conversation import DataError
 EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
 IN_FOLDERS = EXTENSIONS[:-1]  # a .txt of a folder may as well be a licence: it is read where it is named
 CLEANING = ("clean.json", "dropped.jsonl", "changed.jsonl")  # what `--clean` tells of a set, where the first lies
+CLEANED_BY = "jax-sft data --clean"
+MOST_SUMMARY_BYTES = 2**20
 READ = ", ".join(EXTENSIONS) + " (each also .gz)"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 PARQUET_ROWS_AT_ONCE = 1024
@@ -152,7 +154,16 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path | HubSet]:
 
 def is_of_cleaning(folder: pathlib.Path, name: str) -> bool:
     """Whether a file is what `--clean` tells of the set beside it, not a part of the set."""
-    return name in CLEANING and (folder / CLEANING[0]).is_file()
+    return name in CLEANING and was_cleaned(folder)
+
+
+def was_cleaned(folder: pathlib.Path) -> bool:
+    """Whether `--clean` wrote a folder: its summary says so. Others may have a file of that name."""
+    try:
+        with open(folder / CLEANING[0], "rb") as file:
+            return json.loads(file.read(MOST_SUMMARY_BYTES))["made_by"] == CLEANED_BY
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def stem_of(place: pathlib.Path | HubSet) -> str:

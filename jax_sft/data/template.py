@@ -52,8 +52,8 @@ def with_defaults(template: str, arguments: Mapping[str, Any]) -> str:
     """
     sets = [f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(v)} %}}{{%- endif %}}" for name, v in
             arguments.items()]  # fmt: skip
-    # Behind a block a newline would be taken off, behind a text it is not.
-    return "".join([*sets, "{{- '' }}", template]) if sets else template
+    # The newline is taken off again behind a block, and the template still begins a line, as some count on.
+    return "".join([*sets, "\n", template]) if sets else template
 
 
 def _literal(value: Any) -> str:

@@ -52,7 +52,7 @@ _SMALLER = re.compile(
 _WORD = re.compile(r" ?[A-Z]?[a-z]+")  # one part in all of them
 _CUT = "\0"
 _LONGEST = 48  # characters of a piece that is remembered
-_MOST = 2**18  # pieces; some 60 MB
+_MOST = 2**17  # pieces; some 70 MB of unusual ones
 _USUAL = 16  # a text of longer pieces than this on average (Chinese has no spaces) is not worth cutting
 
 
@@ -213,5 +213,9 @@ def _control_of(backend: Tokenizer) -> re.Pattern[str] | None:
         return None
     if any(token.normalized for token in added) and not all(token.normalized for token in added):
         return None  # they are looked for in two goes
+    if backend.normalizer is not None and any(
+        token.normalized and not unicodedata.is_normalized("NFC", token.content) for token in added
+    ):
+        return None
     longest_first = sorted((token.content for token in added), key=lambda t: (-len(t), t))
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

@@ -88,8 +88,11 @@ def start_method() -> Literal["fork", "spawn"]:
 
 def _jax_has_started() -> bool:
     """Whether jax holds its devices, with threads of its own; merely imported it has none."""
+    jax = sys.modules.get("jax")
     bridge = sys.modules.get("jax._src.xla_bridge")  # jax has no public way to ask without starting
-    return bridge is not None and getattr(bridge, "backends_are_initialized", lambda: True)()
+    if jax is None or bridge is None:
+        return False
+    return jax.distributed.is_initialized() or getattr(bridge, "backends_are_initialized", lambda: True)()
 
 
 @contextlib.contextmanager
@@ -144,6 +147,7 @@ def _start(template: ChatTemplate, config: DataConfig) -> None:
 
 def _follow_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a copy has the parent's handler, and must end when it is told to
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -60,6 +60,17 @@ class Asked:
     runs_code: bool = False  # whether pass_at_1 may run what the model wrote
     templated: bool = True  # whether the model has a chat template; if not, it is given plain text
 
+    def check(self) -> None:
+        """Find out before a model is asked what a metric would only say afterwards.
+
+        Raises:
+            ValueError: a package is missing, or references are not what the metric can compare with.
+        """
+        wanted = [task.reference for task in self.tasks]
+        for name in self.metrics:
+            if name != "pass_at_1":  # it would run the references
+                metrics.score(name, wanted, wanted, draws=1)
+
     def fitting(self, fits: Callable[[Messages | str], bool]) -> tuple["Asked", int]:
         """The same without what does not fit, and how many prompts that leaves out.
 
@@ -162,14 +173,23 @@ def _task(conversation: Conversation) -> Iterator[Task]:
             yield Task(conversation.id, asked, last.content)
 
 
+def predictions_of(reports: Mapping[str, Report]) -> list[Prediction]:
+    """What all models said; where there are several, the name of each stands before the ids."""
+    if len(reports) == 1:
+        return list(next(iter(reports.values())).predictions)
+    return [
+        dataclasses.replace(said, id=f"{name}: {said.id}") for name, of in reports.items() for said in of.predictions
+    ]
+
+
 def lines(reports: Mapping[str, Report]) -> list[str]:
-    """The outcome for a terminal; of two models the second is compared with the first."""
+    """The outcome for a terminal; of several models the others are compared with the first."""
     (first, before), *others = reports.items()
     out = []
     if before.probes:
-        after = others[0][1].probes if others else None
-        named = f"{first} -> {others[0][0]}" if others else first
-        out += [f"behaviour probes, {named}", *behaviour_probes.table(before.probes, after)]
+        pairs = [(f"{first} -> {name}", after.probes) for name, after in others] or [(first, None)]
+        for named, after in pairs:
+            out += [f"behaviour probes, {named}", *behaviour_probes.table(before.probes, after)]
     for name, report in reports.items():
         if report.rules:
             of = report.rules

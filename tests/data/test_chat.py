@@ -808,7 +808,8 @@ def test_a_template_with_defaults_renders_as_if_it_were_given_them():
 
 @pytest.mark.parametrize("value", ['it\'s "so"\n😀 {{ x }}', 3, 0.25, -1, True, None, ["a", {"b": [None, 1]}], {}])
 def test_defaults_of_any_kind_are_written_as_they_are(value):
-    shown = "\n{% macro m() %}{{ x | tojson }}{% endmacro %}\n\n{{ m() }}{% for _ in [1] %}{{ x | tojson }}{% endfor %}"
+    macro = "{% macro m() %}{{ x | tojson }}{% endmacro %}"
+    shown = f"  {{# of two blanks #}}\n\n{macro}\n\n{{{{ m() }}}}{{% for _ in [1] %}}{{{{ x | tojson }}}}{{% endfor %}}"
     renderings = [
         render_jinja_template(conversations=[[]], chat_template=text, **arguments)[0][0]
         for text, arguments in ((shown, {"x": value}), (with_defaults(shown, {"x": value}), {}))

@@ -34,6 +34,13 @@ def test_probes_tell_a_model_that_continues_from_one_that_answers():
     assert shares["answers"][0] > 0.9 and shares["answers"][1] == 1.0
     told = behaviour.lines(found)
     assert told[0] == "behaviour probes, continues -> answers" and any("answers" in line for line in told[1:])
+    third = behaviour.lines(found | {"third": found["answers"]})
+    assert [line for line in third if line.startswith("behaviour probes")] == [
+        "behaviour probes, continues -> answers",
+        "behaviour probes, continues -> third",
+    ]
+    said = behaviour.predictions_of(found)
+    assert len(said) == 120 and said[0].id == f"continues: {found['continues'].predictions[0].id}"
     alone = behaviour.lines({"one": found["answers"]})
     assert alone[1].split() == ["behaviour", "share"] and not any("+" in line for line in alone)
 
@@ -89,6 +96,13 @@ def test_tasks_are_the_conversations_that_end_with_an_answer(tmp_path):
     path.write_text(json.dumps(rows[1]))
     with pytest.raises(ValueError, match=r"tasks\.jsonl: no conversation ends with an answer"):
         behaviour.tasks_of((str(path),), config=DataConfig())
+
+
+def test_what_a_metric_cannot_compare_with_is_told_before_anything_is_asked():
+    tasks = [behaviour.Task("t", [{"role": "user", "content": "q"}], "")]
+    with pytest.raises(ValueError, match="label"):
+        behaviour.Asked(tasks=tasks, metrics=("label_accuracy",)).check()
+    behaviour.Asked(tasks=[behaviour.Task("t", [], "assert f(1) == 2")], metrics=("pass_at_1",)).check()
 
 
 def test_a_model_without_a_template_is_given_plain_text():

@@ -17,11 +17,10 @@ from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation, DataError, Message
 from jax_sft.data.formats import read_conversations, rows_at
 from jax_sft.data.quality.screen import references_of, rule_of, screened
-from jax_sft.data.source import CLEANING, Part, Row, files_of, parts_of, validation_parts
+from jax_sft.data.source import CLEANED_BY, CLEANING, Part, Row, files_of, parts_of, validation_parts, was_cleaned
 from jax_sft.disk import is_full
 
 SUMMARY, DROPPED, CHANGED = CLEANING
-MADE_BY = "jax-sft data --clean"
 RESERVED = tuple(pathlib.PurePath(name).stem for name in CLEANING)
 # What a conversation says itself, and what would make another format of the row; other columns are written as they are.
 _SAID = {"messages", "conversations", "instruction", "output", "input", "system", "history", "prompt", "completion",
@@ -40,7 +39,7 @@ def clean(config: DataConfig, out: pathlib.Path) -> list[str]:
     scratch = _scratch_beside(out)
     try:
         account, written = _write(config, parts, scratch)
-        summary = {"made_by": MADE_BY, "read": account.read, "written": written, "dropped": account.dropped,
+        summary = {"made_by": CLEANED_BY, "read": account.read, "written": written, "dropped": account.dropped,
                    "altered": account.altered, "noted": account.noted}  # fmt: skip
         (scratch / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         if out.is_dir():
@@ -71,13 +70,8 @@ def _check_out(out: pathlib.Path, parts: tuple[Part, ...]) -> None:
     for place in (place for part in parts for place in files_of(part.paths)):
         if isinstance(place, pathlib.Path) and place.resolve().is_relative_to(out.resolve()):
             raise DataError(f"{out}: holds {place.name}, which the config reads; name another folder to write to")
-    if out.is_dir() and any(out.iterdir()):
-        try:
-            made_by = json.loads((out / SUMMARY).read_text("utf-8"))["made_by"]
-        except (OSError, ValueError, KeyError, TypeError):
-            made_by = None
-        if made_by != MADE_BY:
-            raise DataError(f"{out}: holds files that are not of an earlier --clean; name an empty or new folder")
+    if out.is_dir() and any(out.iterdir()) and not was_cleaned(out):
+        raise DataError(f"{out}: holds files that are not of an earlier --clean; name an empty or new folder")
 
 
 class _Recorder(Account):

@@ -7,6 +7,7 @@ Japanese and Korean) that says of a conversation which prompt is in it. As in GP
 import collections
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from jax_sft.config import QualityConfig
@@ -82,19 +83,19 @@ class Leaks:
         self._counts: list[int] = []
         found: dict[int, list[int]] = collections.defaultdict(list)
         self._lengths: dict[bool, set[int]] = {True: set(), False: set()}
-        self._short: dict[tuple[str, ...], str] = {}  # what is all that a user says -> place
+        self._short: dict[str, str] = {}  # what is all that a user says -> place
         known: set[tuple[str, ...]] = set()  # a prompt that is there several times is no form that several share
         for reference in references:
             cjk, parts = _parts(reference.text)
-            if tuple(parts) in known:
-                continue
-            known.add(tuple(parts))
             full = config.leakage_characters if cjk else config.leakage_words
             length = min(full, len(parts))
             if length < min(full, SHORTEST_CHARACTERS if cjk else SHORTEST_WORDS):
-                if parts and reference.is_all:
-                    self._short[tuple(parts)] = reference.where
+                if reference.is_all and (said := _as_said(reference.text)):
+                    self._short.setdefault(said, reference.where)
                 continue
+            if tuple(parts) in known:
+                continue
+            known.add(tuple(parts))
             runs = set(_runs(parts, length))
             self._lengths[cjk].add(length)
             for run in runs:
@@ -113,7 +114,7 @@ class Leaks:
     def __call__(self, view: View) -> Finding | None:
         """The reference that most of is in the conversation, or that is all the user says in it."""
         if self._short and len(asked := _asked(view.conversation)) == 1:
-            where = self._short.get(tuple(_parts(asked[0])[1]))
+            where = self._short.get(_as_said(asked[0]))
             if where is not None:
                 return Finding(REASON, f"of {where}: {asked[0][:200]}")
         for text in view.texts:
@@ -129,6 +130,11 @@ class Leaks:
             if best is not None and len(hits[best]) >= self._config.leakage_share * self._counts[best]:
                 return Finding(REASON, f"of {self._places[best]}: {text[:200]}")
         return None
+
+
+def _as_said(text: str) -> str:
+    """A short text with its signs, for "2+2" is not "2-2"; but for letter case, blanks and a point at its end."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".!?。！？…")
 
 
 def _parts(text: str) -> tuple[bool, list[str]]:

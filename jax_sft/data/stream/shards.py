@@ -28,9 +28,11 @@ import numpy as np
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.source import (
+    CLEANED_BY,
     CLEANING,
     EXTENSIONS,
     IN_FOLDERS,
+    MOST_SUMMARY_BYTES,
     READ,
     HubSet,
     Part,
@@ -187,10 +189,11 @@ def _far(url: str) -> list[Shard]:
             known = files.glob(path, detail=True)
         elif not url.startswith(("http://", "https://")) and files.isdir(path):
             inside = {pathlib.PurePosixPath(name): info for name, info in files.find(path, detail=True).items()}
+            cleaned = {at.parent for at in inside if at.name == CLEANING[0] and _is_summary(files, str(at))}
             known = {
                 str(at): info
                 for at, info in inside.items()
-                if extension_of(at)[0] in IN_FOLDERS and not (at.name in CLEANING and at.parent / CLEANING[0] in inside)
+                if extension_of(at)[0] in IN_FOLDERS and not (at.name in CLEANING and at.parent in cleaned)
             }
         else:
             return [Shard(url, files.info(path).get("size"))]
@@ -202,6 +205,14 @@ def _far(url: str) -> list[Shard]:
     if not shards:
         raise DataError(f"{url}: no file is there that can be read; correct the path, or name the files")
     return shards
+
+
+def _is_summary(files: Any, path: str) -> bool:
+    """Whether a file is the one that `--clean` writes beside a set."""
+    try:
+        return json.loads(files.cat_file(path, end=MOST_SUMMARY_BYTES))["made_by"] == CLEANED_BY
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _file_system(url: str) -> tuple[Any, str]:

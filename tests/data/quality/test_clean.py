@@ -256,5 +256,7 @@ def test_the_folder_is_named_whole_or_by_a_glob_and_what_was_left_out_is_not_rea
     for path in (tmp_path / "out", tmp_path / "out" / "*.jsonl"):
         assert {place.name for place in files_of([str(path)])} == names
     assert {shard.name for shard in shards_of([f"file://{tmp_path}/out"])} == names
-    (tmp_path / "out" / "clean.json").unlink()  # then they are names like others
-    assert {place.name for place in files_of([str(tmp_path / "out")])} == names | {"dropped.jsonl", "changed.jsonl"}
+    (tmp_path / "out" / "clean.json").write_text('[{"text": "of the user\'s"}]')  # then they are names like others
+    all_of_them = names | {"clean.json", "dropped.jsonl", "changed.jsonl"}
+    for found in (files_of([str(tmp_path / "out")]), shards_of([f"file://{tmp_path}/out"])):
+        assert {place.name for place in found} == all_of_them

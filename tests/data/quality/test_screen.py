@@ -418,7 +418,8 @@ def test_a_short_prompt_leaks_where_it_is_all_that_the_user_says():
         talk("Good day!", "b"),
         talk("秘鲁的首都", "b"),
     ]
-    references += [leakage.Reference("秘鲁的首都", "b:1")]
+    references += [leakage.Reference(text, "b:1") for text in ("秘鲁的首都", "2+2", "👍", "...")]
+    rows += [talk("2-2", "0"), talk("2 + 2?", "4"), talk("👍", "b"), talk("..", "b")]
     kept, account = screen(only(leakage="drop"), *rows, references=references)
-    assert [c.messages[0].content for c in kept] == ["Capital of Peru?", "Good day!"]
-    assert account.dropped == {leakage.REASON: 2}
+    assert [c.messages[0].content for c in kept] == ["Capital of Peru?", "Good day!", "2-2", ".."]
+    assert account.dropped == {leakage.REASON: 4}
