@@ -161,8 +161,16 @@ def was_cleaned(folder: pathlib.Path) -> bool:
     """Whether `--clean` wrote a folder: its summary says so. Others may have a file of that name."""
     try:
         with open(folder / CLEANING[0], "rb") as file:
-            return json.loads(file.read(MOST_SUMMARY_BYTES))["made_by"] == CLEANED_BY
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return is_summary(file.read(MOST_SUMMARY_BYTES))
+    except OSError:
+        return False
+
+
+def is_summary(text: bytes) -> bool:
+    """Whether a file of the summary's name holds what `--clean` writes there."""
+    try:
+        return json.loads(text)["made_by"] == CLEANED_BY
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -28,7 +28,6 @@ import numpy as np
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, DataError
 from jax_sft.data.source import (
-    CLEANED_BY,
     CLEANING,
     EXTENSIONS,
     IN_FOLDERS,
@@ -39,6 +38,7 @@ from jax_sft.data.source import (
     extension_of,
     files_of,
     first_line,
+    is_summary,
     parquet_file,
 )
 
@@ -189,7 +189,7 @@ def _far(url: str) -> list[Shard]:
             known = files.glob(path, detail=True)
         elif not url.startswith(("http://", "https://")) and files.isdir(path):
             inside = {pathlib.PurePosixPath(name): info for name, info in files.find(path, detail=True).items()}
-            cleaned = {at.parent for at in inside if at.name == CLEANING[0] and _is_summary(files, str(at))}
+            cleaned = {at.parent for at in inside if at.name == CLEANING[0] and _was_cleaned(files, at.parent)}
             known = {
                 str(at): info
                 for at, info in inside.items()
@@ -207,11 +207,11 @@ def _far(url: str) -> list[Shard]:
     return shards
 
 
-def _is_summary(files: Any, path: str) -> bool:
-    """Whether a file is the one that `--clean` writes beside a set."""
+def _was_cleaned(files: Any, folder: pathlib.PurePath) -> bool:
+    """As `source.was_cleaned`, of a folder that has a file of the summary's name."""
     try:
-        return json.loads(files.cat_file(path, end=MOST_SUMMARY_BYTES))["made_by"] == CLEANED_BY
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return is_summary(files.cat_file(str(folder / CLEANING[0]), end=MOST_SUMMARY_BYTES))
+    except OSError:
         return False
 
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax_sft.config.checks import did_you_mean
+from jax_sft.config import did_you_mean
 from jax_sft.evaluate.metrics import numbers, overlap, programs, structured, texts
 from jax_sft.evaluate.metrics.predictions import Prediction, write_predictions
 from jax_sft.evaluate.metrics.result import Difference, Measured, MetricResult, difference, interval, interval_of
