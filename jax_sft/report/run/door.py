@@ -37,7 +37,8 @@ def report(
     records = [read_run(pathlib.Path(workdir)) for workdir in workdirs]
     first, last = records[0], records[-1]
     is_alone = len(records) == 1
-    name = "report.html" if is_alone else f"report_vs_{re.sub(r'[^\w.-]', '_', last.name)}.html"
+    other = re.sub(r"[^\w.-]", "_", last.name)
+    name = "report.html" if is_alone else f"report_vs_{other}.html"
     path = first.workdir / name if out is None else pathlib.Path(out)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name the file that the page is written to, such as {path / name}")
