@@ -1,4 +1,4 @@
-"""What changed between two times of a run, or between two runs: values, differences, and how far chance may go.
+"""What changed between two times of a run, or two runs: values, differences, and how far chance may go.
 
 In: `RunRecord`s. Out: `Change`s. A difference has a 95 % interval where the answers of both sides are known, row by row:
 a paired bootstrap over prompts (Koehn 2004), with a fixed seed. Numpy only.

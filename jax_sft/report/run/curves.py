@@ -74,29 +74,23 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> t
 def training_plots(record: RunRecord) -> list[Plot]:
     """Loss, gap, loss by set and source, accuracy, learning rate, gradient norm, speed; those that were measured."""
     marks = _marks(record)
+
+    def dense(name: str, shown: str) -> Curve:
+        return _curve(record, name, shown, is_dense=True)
+
     sets, sources = (record.names(prefix) for prefix in ("validation/loss/", "loss/"))
+    accuracy = [dense("accuracy", "training"), _curve(record, "validation/accuracy", "validation")]
+    speed = [dense("tokens_per_s", "all"), dense("trained_tokens_per_s", "trained")]
     plots = [
         _plot("loss", "Loss", "nats per trained token", _loss_curves(record), marks, is_wide=True),
         _plot("gap", "Gap", "validation loss less training loss", [gap(record)], marks),
         _plot("validation_sets", "Validation loss by set", "", _of(record, sets, "validation/loss/"), marks),
         _plot("sources", "Training loss by source", "", _of(record, sources, "loss/", is_dense=True), marks),
-        _plot(
-            "accuracy",
-            "Accuracy",
-            "share of trained tokens predicted",
-            [_curve(record, "accuracy", "training", is_dense=True), _curve(record, "validation/accuracy", "validation")],
-            marks,
-        ),
-        _plot("lr", "Learning rate", "", [_curve(record, "lr", "learning rate", is_dense=True)], marks),
-        _plot("grad_norm", "Gradient norm", "before clipping", [_curve(record, "grad_norm", "gradient norm", is_dense=True)], marks),
-        _plot(
-            "speed",
-            "Speed",
-            "tokens per second",
-            [_curve(record, "tokens_per_s", "all", is_dense=True), _curve(record, "trained_tokens_per_s", "trained", is_dense=True)],
-            marks,
-        ),
-    ]  # fmt: skip
+        _plot("accuracy", "Accuracy", "share of trained tokens predicted", accuracy, marks),
+        _plot("lr", "Learning rate", "", [dense("lr", "learning rate")], marks),
+        _plot("grad_norm", "Gradient norm", "before clipping", [dense("grad_norm", "gradient norm")], marks),
+        _plot("speed", "Speed", "tokens per second", speed, marks),
+    ]
     if len(sets) < 2:
         plots = [plot for plot in plots if plot.key != "validation_sets"]
     return [plot for plot in plots if plot.curves]
@@ -127,21 +121,17 @@ def forgetting_plots(record: RunRecord) -> list[Plot]:
     """Loss on general text beside the base model's, by token and by byte; how far predictions moved."""
     plots = []
     for end, unit in (("loss", "nats per token"), ("loss_per_byte", "nats per byte")):
-        curves = [
-            _curve(record, f"forgetting/{end}", "this run"),
-            _curve(record, f"forgetting/base_{end}", "base", dashed=True),
-        ]
+        base = _curve(record, f"forgetting/base_{end}", "base", dashed=True)
+        curves = [_curve(record, f"forgetting/{end}", "this run"), base]
         plots.append(_plot(f"forgetting_{end}", "Loss on general text", unit, curves))
     for end, title, unit in (
         ("kl", "KL from the base", "nats per token"),
         ("agreement", "Agreement with the base", "share of tokens with the same first choice"),
     ):
-        curves = [
-            _curve(record, f"forgetting/{end}", "general text"),
-            _curve(record, f"forgetting/task_{end}", "the task"),
-        ]
+        task = _curve(record, f"forgetting/task_{end}", "the task")
+        curves = [_curve(record, f"forgetting/{end}", "general text"), task]
         plots.append(_plot(f"forgetting_{end}", title, unit, curves))
-    return [plot for plot in plots if plot.curves]  # fmt: skip
+    return [plot for plot in plots if plot.curves]
 
 
 def all_plots(record: RunRecord) -> list[Plot]:
@@ -159,10 +149,12 @@ def overlaid(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> list[Plot]:
             other = theirs.get((mine.title, mine.unit))
             if other is not None:
                 curves = _paired(mine.curves, other.curves, names)
+                missing = len({c.name for c in (*mine.curves, *other.curves)}) - _MOST_CURVES // 2
+                note = f"{missing:,} more are not drawn" if missing > 0 else ""
                 marks = [m for m in mine.marks if m.kind == "best"]
                 marks = [dataclasses.replace(m, text=f"{names[0]}: {m.text}") for m in marks]
                 marks += [dataclasses.replace(m, text=f"{names[1]}: {m.text}") for m in other.marks if m.kind == "best"]
-                found.append(dataclasses.replace(mine, curves=curves, marks=tuple(marks), note=""))
+                found.append(dataclasses.replace(mine, curves=curves, marks=tuple(marks), note=note))
     return found
 
 
@@ -211,18 +203,14 @@ def _plot(
 
 
 def _paired(mine: Sequence[Curve], theirs: Sequence[Curve], names: tuple[str, str]) -> tuple[Curve, ...]:
-    """Curves of the same name stand together."""
-    by_name = {curve.name: curve for curve in theirs}
+    """Curves of the same name stand together, as many names as there are pairs of colours."""
+    of_a, of_b = ({curve.name: curve for curve in curves} for curves in (mine, theirs))
     found = []
-    for curve in mine[: _MOST_CURVES // 2]:
-        found.append(dataclasses.replace(curve, name=_joined(names[0], curve.name), dashed=False))
-        if curve.name in by_name:
-            found.append(dataclasses.replace(by_name[curve.name], name=_joined(names[1], curve.name), dashed=True))
+    for name in list(of_a | of_b)[: _MOST_CURVES // 2]:
+        for run, curves, dashed in ((names[0], of_a, False), (names[1], of_b, True)):
+            if name in curves:
+                found.append(dataclasses.replace(curves[name], name=f"{run}: {name}", dashed=dashed))
     return tuple(found)
-
-
-def _joined(run: str, curve: str) -> str:
-    return f"{run}: {curve}"
 
 
 def _marks(record: RunRecord) -> list[Mark]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from jax_sft.data.pieces import visible
 from jax_sft.report.plots import escape
 from jax_sft.report.run.curves import Curve, Mark, Plot
 
@@ -74,7 +75,8 @@ def tick_name(value: float, among: list[float]) -> str:
     if value == 0:
         return "0"
     if largest < 1e-3:
-        return f"{value:.3g}".replace("e-0", "e-")
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * s), (1.0, ""))
     decimals = max(0, -math.floor(math.log10(step / size) + 1e-9))
     return f"{value / size:,.{decimals}f}{unit}"
@@ -119,7 +121,7 @@ def _legend(plot: Plot) -> str:
     lines = [
         f'<li><span class="key k{number}{" dashed" if curve.dashed else ""}"></span>{escape(curve.name, limit=_NAME)}</li>'
         for number, curve in enumerate(plot.curves, 1)
-        if len(plot.curves) > 1
+        if len(plot.curves) > 1 or curve.name not in plot.title.lower()
     ]
     if plot.is_wide:
         lines += [
@@ -149,7 +151,7 @@ def _numbers(plot: Plot, x: Iterable[float], y: Iterable[float]) -> str:
     """What the page's script shows of a point: the steps and the values that are drawn."""
     curves = [
         {
-            "name": curve.name[:_NAME],
+            "name": visible(curve.name)[:_NAME],
             "steps": curve.steps.tolist(),
             "values": [float(f"{v:.5g}") if math.isfinite(v) else None for v in curve.values.tolist()],
         }

@@ -98,7 +98,8 @@ def cost(record: RunRecord) -> Facts:
         if (speed := mean(record, rate)) is not None:
             facts.append((f"{name} per second", f"{speed:,.0f}"))
     if (mfu := mean(record, "mfu")) is not None:
-        facts.append(("MFU", f"{mfu:.1%} of {short(_peak(record))}FLOP/s" if _peak(record) else f"{mfu:.1%}"))
+        peak = _peak(record)
+        facts.append(("MFU", f"{mfu:.1%} of {peak / 1e12:,.3g} TFLOP/s" if peak else f"{mfu:.1%}"))
     if (padding := mean(record, "padding_share")) is not None:
         facts.append(("padding", f"{padding:.1%}"))
     if isinstance(devices, list) and devices:

@@ -204,13 +204,15 @@ def _parts(title: str, one: Side, two: Side, heads: tuple[str, str], *prefixes: 
 def _numbers(changes: Sequence[Change], heads: tuple[str, str]) -> str:
     lines = "".join(
         f'<tr><td class="name">{escape(_spaced(change.name), limit=_NAME)}{_small(change.note)}'
-        f'<td class="n">{"" if change.count is None else f"{change.count:,}"}'
+        f'<td class="n of">{"" if change.count is None else f"{change.count:,}"}'
         f'<td class="n">{_value(change.before, change.scale)}{_small(_between(change.before_interval, change.scale))}'
         f'<td class="n">{_value(change.after, change.scale)}{_small(_between(change.after_interval, change.scale))}'
         f'<td class="n">{_moved(change)}'
         for change in changes
     )
-    named = "".join(f'<th class="n" scope="col">{escape(head)}' for head in ("of", *heads, "difference"))
+    named = '<th class="n of" scope="col">of' + "".join(
+        f'<th class="n" scope="col">{escape(head)}' for head in (*heads, "difference")
+    )
     return f'<div class="scroll" tabindex="0"><table class="numbers"><tr><th scope="col"><span></span>{named}{lines}</table></div>'
 
 

@@ -42,26 +42,53 @@ def add_evaluation(workdir: pathlib.Path, step: int, skill: float, *, prompts: i
         exact = float(good[6])
         task = told | {"reference": f"The answer is {i}."}
         text = f"The answer is {i if exact else i + 1}."
-        rows.append({"id": f"sums/r{i}", **task, "prediction": text, "scores": {"exact_match": exact, "chrf": 100 * exact}})
+        rows.append(
+            {"id": f"sums/r{i}", **task, "prediction": text, "scores": {"exact_match": exact, "chrf": 100 * exact}}
+        )
     of = {kind: [row for row in rows if row["id"].startswith(kind)] for kind in ("probes", "rules", "sums")}
     probes = {"count": float(prompts), "tokens": 30.0}
     for name in BEHAVIOURS:
         share = float(np.mean([row["scores"][name] for row in of["probes"]]))
-        probes |= {name: share, f"{name}/count": float(prompts), f"kind=recall/{name}": share, f"kind=recall/{name}/count": 9.0}
+        probes |= {
+            name: share,
+            f"{name}/count": float(prompts),
+            f"kind=recall/{name}": share,
+            f"kind=recall/{name}/count": 9.0,
+        }
     every = [v for row in of["rules"] for v in row["scores"].values()]
     whole = float(np.mean([all(row["scores"].values()) for row in of["rules"]]))
-    rules = {"prompts": prompts, "instructions": len(every), "prompt_strict": whole, "prompt_loose": min(1.0, whole + 0.05)}
+    rules = {
+        "prompts": prompts,
+        "instructions": len(every),
+        "prompt_strict": whole,
+        "prompt_loose": min(1.0, whole + 0.05),
+    }
     single = float(np.mean(every))
     rules |= {"instruction_strict": single, "instruction_loose": min(1.0, single + 0.04)}
     rules["by_kind"] = {"length:words": {"count": len(every), "strict": single, "loose": single}}
     exact = float(np.mean([row["scores"]["exact_match"] for row in of["sums"]]))
     metrics = {
-        "exact_match": {"value": exact, "interval": [max(0, exact - 0.1), min(1, exact + 0.1)], "scale": 1, "notes": []},
+        "exact_match": {
+            "value": exact,
+            "interval": [max(0, exact - 0.1), min(1, exact + 0.1)],
+            "scale": 1,
+            "notes": [],
+        },
         "chrf": {"value": 90 * exact + 3, "interval": [80 * exact, 95 * exact + 5], "scale": 100, "notes": []},
     }
     forgotten = skill / 20
-    forgetting = {"loss": 2.4 + forgotten, "base_loss": 2.4, "loss_per_byte": 0.6 + forgotten / 4, "base_loss_per_byte": 0.6}
-    forgetting |= {"kl": forgotten, "agreement": 1 - forgotten, "task_kl": 4 * forgotten, "task_agreement": 1 - 3 * forgotten}
+    forgetting = {
+        "loss": 2.4 + forgotten,
+        "base_loss": 2.4,
+        "loss_per_byte": 0.6 + forgotten / 4,
+        "base_loss_per_byte": 0.6,
+    }
+    forgetting |= {
+        "kl": forgotten,
+        "agreement": 1 - forgotten,
+        "task_kl": 4 * forgotten,
+        "task_agreement": 1 - 3 * forgotten,
+    }
     told = {"step": step, "probes": probes, "rules": rules, "metrics": {"sums": metrics}, "forgetting": forgetting}
     folder = workdir / "evaluations"
     put_lines(folder / f"{step:08d}.predictions.jsonl", rows)
@@ -92,7 +119,9 @@ def manifest_of(steps: int, *, validation="aaaa", **config) -> dict:
     }
 
 
-def make_run(workdir: pathlib.Path, *, steps=40, every=10, skill=0.9, evaluated=True, manifest=None, **config) -> pathlib.Path:
+def make_run(
+    workdir: pathlib.Path, *, steps=40, every=10, skill=0.9, evaluated=True, manifest=None, **config
+) -> pathlib.Path:
     """A whole workdir: the loss falls, evaluations at 0, `every` and so on."""
     workdir.mkdir(parents=True)
     told = manifest_of(steps, **config) | (manifest or {})
@@ -102,20 +131,38 @@ def make_run(workdir: pathlib.Path, *, steps=40, every=10, skill=0.9, evaluated=
         loss = 1.2 + 1.5 * math.exp(-4 * step / steps)
         if step:
             noise = float(rng.normal()) / 20
-            line = {"step": step, "loss": loss + noise, "accuracy": 0.8 - loss / 5 + noise / 5, "lr": 1e-4 * (1 - step / (steps + 1))}
-            line |= {"grad_norm": 1 + abs(noise) * 9, "tokens_per_s": 21000 + 900 * noise, "trained_tokens_per_s": 9000 + 400 * noise}
+            line = {
+                "step": step,
+                "loss": loss + noise,
+                "accuracy": 0.8 - loss / 5 + noise / 5,
+                "lr": 1e-4 * (1 - step / (steps + 1)),
+            }
+            line |= {
+                "grad_norm": 1 + abs(noise) * 9,
+                "tokens_per_s": 21000 + 900 * noise,
+                "trained_tokens_per_s": 9000 + 400 * noise,
+            }
             line |= {"mfu": 0.41, "padding_share": 0.03, "seconds_per_step": 0.5, "stage": float(step > steps // 2)}
-            lines.append(line | {"loss/books": loss + 0.1, "loss/chat": loss - 0.1, "share/books": 0.25, "share/chat": 0.75})
+            lines.append(
+                line | {"loss/books": loss + 0.1, "loss/chat": loss - 0.1, "share/books": 0.25, "share/chat": 0.75}
+            )
         if step % every == 0:
             value = loss + 0.15 + 0.3 * max(0.0, step / steps - 0.6)
             of_sets = {"validation/loss/sums": value - 0.1, "validation/loss/talk": value + 0.1}
             lines.append({"step": step, "validation/loss": value, "validation/accuracy": 0.77 - value / 5, **of_sets})
             answer = "A tide is the sea's daily rise and fall." if step else HOSTILE * 2
-            samples.append({"step": step, "prompt": f"Say a word. {HOSTILE}", "answer": answer, "tokens": 9, "stopped": step > 0})
+            samples.append(
+                {"step": step, "prompt": f"Say a word. {HOSTILE}", "answer": answer, "tokens": 9, "stopped": step > 0}
+            )
             if evaluated:
                 add_evaluation(workdir, step, 0.1 + (skill - 0.1) * step / steps)
     put_lines(workdir / "metrics.jsonl", lines)
     put_lines(workdir / "samples.jsonl", samples)
-    alarm = {"step": every * 3, "kind": "overfitting", "level": "alarm", "text": "validation loss rises while training loss falls"}
+    alarm = {
+        "step": every * 3,
+        "kind": "overfitting",
+        "level": "alarm",
+        "text": "validation loss rises while training loss falls",
+    }
     put_lines(workdir / "alarms.jsonl", [alarm])
     return workdir
