@@ -1,7 +1,7 @@
 """What changed between two times of a run, or two runs: values, differences, and how far chance may go.
 
-In: `RunRecord`s. Out: `Change`s. A difference has a 95 % interval where the answers of both sides are known, row by row:
-a paired bootstrap over prompts (Koehn 2004), with a fixed seed. Numpy only.
+In: `RunRecord`s. Out: `Change`s. A difference has a 95 % interval where the answers of both sides are known by row: a
+paired bootstrap over prompts (Koehn 2004), with a fixed seed. Numpy only.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ def rule_changes(one: Side, two: Side) -> list[Change]:
 
 
 def part_changes(one: Side, two: Side, prefix: str) -> list[Change]:
-    """Numbers of parts, such as of the kinds of probes ("probes/kind=") or of rules ("rules/kind="); without intervals."""
+    """Numbers of parts, such as kinds of probes ("probes/kind=") or of rules ("rules/kind="); without intervals."""
     names = sorted({name for side in (one, two) for name in side.record.names(prefix)})
     return [
         Change(name.removeprefix(prefix), one.value(name), two.value(name), count=_count(two, f"{name}/count"))
@@ -235,6 +235,7 @@ def _paired(one: Side, two: Side, full: str, kind: str, change: Change) -> Chang
         note = "no interval of the difference: the value is not the mean of its rows"
         return dataclasses.replace(change, note="; ".join(filter(None, (change.note, note))))
     if not is_whole:
-        note = f"interval of the {len(rows):,} prompts that both answered: {sums[0] / sums[1]:.3g} and {sums[2] / sums[3]:.3g}"
+        values = f"{sums[0] / sums[1]:.3g} and {sums[2] / sums[3]:.3g}"
+        note = f"interval of the {len(rows):,} prompts that both answered: {values}"
         change = dataclasses.replace(change, note="; ".join(filter(None, (change.note, note))))
     return dataclasses.replace(change, interval=paired_interval(rows[:, :2], rows[:, 2:]), rows=len(rows))

@@ -36,7 +36,8 @@ def figure(plot: Plot) -> str:
     told = escape(f"{plot.title}. {'. '.join(map(_told, plot.curves))}.")
     note = f'<p class="quiet">{escape(plot.note)}</p>' if plot.note else ""
     return (
-        f'<figure class="plot{" wide" if plot.is_wide else ""}" tabindex="0" data-plot="{escape(_numbers(plot, x, y))}">'
+        f'<figure class="plot{" wide" if plot.is_wide else ""}" tabindex="0" '
+        f'data-plot="{escape(_numbers(plot, x, y))}">'
         f"<figcaption><b>{escape(plot.title, limit=_NAME)}</b> {escape(plot.unit)}</figcaption>{_legend(plot)}"
         f'<div class="area">{names}<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" '
         f'aria-label="{told}">{grid}{marks}{lines}</svg></div>{note}</figure>'
@@ -119,7 +120,8 @@ def _upright(mark: Mark, x: tuple[float, float]) -> str:
 
 def _legend(plot: Plot) -> str:
     lines = [
-        f'<li><span class="key k{number}{" dashed" if curve.dashed else ""}"></span>{escape(curve.name, limit=_NAME)}</li>'
+        f'<li><span class="key k{number}{" dashed" if curve.dashed else ""}"></span>'
+        f"{escape(curve.name, limit=_NAME)}</li>"
         for number, curve in enumerate(plot.curves, 1)
         if len(plot.curves) > 1 or curve.name not in plot.title.lower()
     ]

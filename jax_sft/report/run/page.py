@@ -119,7 +119,10 @@ def _alarm(text: str, *, is_stop: bool = False) -> str:
 
 def _alarms(record: RunRecord, who: str = "") -> str:
     out = [
-        _alarm(f"{who}{alarm.level or 'alarm'}, {alarm.kind}, step {alarm.step:,}: {alarm.text}", is_stop=alarm.level == "stop")
+        _alarm(
+            f"{who}{alarm.level or 'alarm'}, {alarm.kind}, step {alarm.step:,}: {alarm.text}",
+            is_stop=alarm.level == "stop",
+        )
         for alarm in record.alarms
     ]  # fmt: skip
     if not facts.is_finished(record):
@@ -213,7 +216,8 @@ def _numbers(changes: Sequence[Change], heads: tuple[str, str]) -> str:
     named = '<th class="n of" scope="col">of' + "".join(
         f'<th class="n" scope="col">{escape(head)}' for head in (*heads, "difference")
     )
-    return f'<div class="scroll" tabindex="0"><table class="numbers"><tr><th scope="col"><span></span>{named}{lines}</table></div>'
+    head = f'<tr><th scope="col"><span></span>{named}'
+    return f'<div class="scroll" tabindex="0"><table class="numbers">{head}{lines}</table></div>'
 
 
 def _spaced(name: str) -> str:
@@ -263,8 +267,8 @@ def _answers(pairs: Sequence[Pair], heads: tuple[str, str]) -> str:
 def _pair(pair: Pair, heads: tuple[str, str]) -> str:
     change = pair.change
     reference = (
-        f'<details><summary class="plain">Reference</summary><p class="text" dir="auto">{escape(pair.reference, limit=_ANSWER)}'
-        "</p></details>"
+        '<details><summary class="plain">Reference</summary><p class="text" dir="auto">'
+        f"{escape(pair.reference, limit=_ANSWER)}</p></details>"
         if pair.reference
         else ""
     )
@@ -290,7 +294,7 @@ def _side(answer: Answer | None, head: str) -> str:
 
 def _forgetting(record: RunRecord) -> str:
     rows = [
-        (name, _form("{:.4f}", _first(record, key)), _form("{:.4f}", record.after(f"forgetting/{key}")), _base(record, base))
+        (name, *(_form("{:.4f}", of(f"forgetting/{key}")) for of in (record.before, record.after)), _base(record, base))
         for key, name, base in _FORGETTING
         if record.columns.get(f"forgetting/{key}")
     ]  # fmt: skip
@@ -298,10 +302,6 @@ def _forgetting(record: RunRecord) -> str:
         return ""
     table = _plain(("", "before", "after", "base"), rows, numbers=True)
     return f'<div class="card">{table}</div>{_charts(forgetting_plots(record))}'
-
-
-def _first(record: RunRecord, key: str) -> float | None:
-    return record.before(f"forgetting/{key}")
 
 
 def _base(record: RunRecord, key: str | None) -> str:
@@ -360,8 +360,8 @@ def _data(record: RunRecord) -> str:
             for name, share in shares
         )
         out.append(
-            '<div class="card scroll" tabindex="0"><table><tr><th scope="col">source<th scope="col" class="share">share of the loss'
-            f"{lines}</table></div>"
+            '<div class="card scroll" tabindex="0"><table><tr><th scope="col">source'
+            f'<th scope="col" class="share">share of the loss{lines}</table></div>'
         )
     card = facts.data_card(record)
     if card:
@@ -379,34 +379,34 @@ def _cost(record: RunRecord) -> str:
 def _beside(one: facts.Facts, two: facts.Facts) -> str:
     """Facts of two runs in a table; a fact that one lacks is a dash."""
     a, b = dict(one), dict(two)
-    return f'<div class="card">{_plain(("", "A", "B"), [(key, a.get(key, "–"), b.get(key, "–")) for key in {**a, **b}])}</div>'
+    rows = [(key, a.get(key, "–"), b.get(key, "–")) for key in {**a, **b}]
+    return f'<div class="card">{_plain(("", "A", "B"), rows, css="beside")}</div>'
 
 
 def _again(record: RunRecord) -> str:
     changed, rest = facts.config_rows(record)
     command = str(record.manifest.get("command") or "not written down")
-    out = [f'<div class="card"><h3>Command</h3><pre>{escape(command, limit=_ANSWER)}</pre></div>']
-    out.append(
-        f'<details open><summary class="plain">Config: {len(changed):,} keys that differ from their default</summary>{_values(changed)}</details>'
+    return (
+        f'<div class="card"><h3>Command</h3><pre>{escape(command, limit=_ANSWER)}</pre></div>'
+        + _folded(f"Config: {len(changed):,} keys that differ from their default", changed, is_open=True)
+        + _folded(f"Config: {len(rest):,} keys at their default", rest)
+        + _folded("Seed, commit and versions", facts.made_with(record))
     )
-    out.append(
-        f'<details><summary class="plain">Config: {len(rest):,} keys at their default</summary>{_values(rest)}</details>'
-    )
-    out.append(
-        f'<details><summary class="plain">Seed, commit and versions</summary>{_values(facts.made_with(record))}</details>'
-    )
-    return "".join(out)  # fmt: skip
 
 
-def _values(rows: Iterable[tuple[str, ...]]) -> str:
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{f'<code>{escape(cell, limit=1000)}</code>'}" for cell in row) for row in rows
-    )
-    return f'<div class="scroll" tabindex="0"><table class="values">{lines}</table></div>'
+def _folded(title: str, rows: facts.Facts, *, is_open: bool = False) -> str:
+    return f'<details{" open" if is_open else ""}><summary class="plain">{title}</summary>{_values(rows)}</details>'
+
+
+def _values(rows: Iterable[tuple[str, ...]], heads: Sequence[str] = ()) -> str:
+    head = "".join(f'<th scope="col">{name}' for name in heads)
+    lines = "".join("<tr>" + "".join(f"<td><code>{escape(cell, limit=1000)}</code>" for cell in row) for row in rows)
+    begin = f"<tr>{head}" if head else ""
+    return f'<div class="scroll" tabindex="0"><table class="values">{begin}{lines}</table></div>'
 
 
 def _both_results(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> str:
-    rows = [("run", *names)]
+    rows: list[tuple[str, ...]] = [("run", *names)]
     for name, of in (
         ("model", facts.model_name),
         ("data", facts.data_name),
@@ -430,8 +430,5 @@ def _both_results(a: RunRecord, b: RunRecord, names: tuple[str, str]) -> str:
 def _differences(a: RunRecord, b: RunRecord) -> str:
     rows = facts.config_differences(a, b)
     if not rows:
-        return '<p>The configs are the same.</p>'  # fmt: skip
-    lines = _values(rows).replace(
-        '<table class="values">', '<table class="values"><tr><th scope="col">key<th scope="col">A<th scope="col">B', 1
-    )
-    return f'<div class="card">{lines}</div>'  # fmt: skip
+        return "<p>The configs are the same.</p>"
+    return f'<div class="card">{_values(rows, ("key", "A", "B"))}</div>'
