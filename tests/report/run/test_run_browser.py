@@ -1,6 +1,7 @@
 """The pages of runs in a real browser, where there is one: Chromium without a window. Everything of it is local."""
 
 import html
+import json
 import pathlib
 import re
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import pytest
 
 from jax_sft.report.run import comparison_page, read_run, run_page
-from tests.report.run.workdirs import HOSTILE, make_run
+from tests.report.run.workdirs import HOSTILE, make_run, put_lines
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 pytestmark = pytest.mark.skipif(
@@ -39,7 +40,12 @@ def answer(folder: pathlib.Path, page: str, script: str) -> str:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    a = read_run(make_run(folder / "a", manifest={"command": HOSTILE}))
+    folder_a = make_run(folder / "a", manifest={"command": HOSTILE}, **{"data.train": ["w" * 300]})
+    rows = [{"step": s, "prompt": "p" * 900, "answer": "a" * 900, "tokens": 1, "stopped": True} for s in (0, 40)]
+    with (folder_a / "samples.jsonl").open("a") as file:  # words that no line holds
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    put_lines(folder_a / "alarms.jsonl", [{"step": 9, "kind": "k" * 99, "level": "stop", "text": "t" * 300}])
+    a = read_run(folder_a)
     b = read_run(make_run(folder / "b", skill=0.5, **{"optim.lr": 3e-4}))
     return {"one": run_page(a), "two": comparison_page(a, b)}
 
@@ -68,7 +74,7 @@ def test_a_search_and_two_choices_narrow_the_answers(pages, tmp_path):
         }
         document.title = log.join(" ");"""
     every, rules, better, moss, seven, hostile, nothing = map(int, answer(tmp_path, pages["one"], script).split())
-    assert (every, rules, seven, hostile, nothing) == (121, 40, 1, 1, 0)
+    assert (every, rules, seven, hostile, nothing) == (122, 40, 1, 1, 0)
     assert 0 < better < every and 0 < moss < every
 
 
