@@ -538,6 +538,7 @@ def _measured(options: argparse.Namespace, data: configs.DataConfig) -> Any:
         raise ValueError(f"--predictions and --out are both {options.out}; name two files")
     if not any(wants):
         return None
+    from jax_sft.data.source import parts_of
     from jax_sft.evaluate import behaviour, metrics, probes, rules
 
     for name in options.metric:
@@ -552,7 +553,9 @@ def _measured(options: argparse.Namespace, data: configs.DataConfig) -> Any:
     asked = behaviour.Asked(
         probes=probes.read_prompts(options.probes or None) if wants[0] else (),
         rules=rules.read_prompts(options.rules or None) if wants[1] else (),
-        tasks=behaviour.tasks_of(options.data, config=data, count=options.answers or None) if options.metric else (),
+        tasks=behaviour.tasks_of(parts_of(options.data), config=data, count=options.answers or None)
+        if options.metric
+        else (),
         metrics=tuple(options.metric),
         runs_code=options.run_code,
     )

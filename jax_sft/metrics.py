@@ -5,6 +5,7 @@ MFU = algorithmic FLOPs of the step (no recomputation, no padding, no masked pos
 devices); the peak is the data sheet's bf16 number on accelerators and a measured float32 matmul on CPU.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -15,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,16 @@ _PEAK_FLOPS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+    """Something of a run that its user should look at."""
+
+    step: int
+    kind: Literal["overfitting", "forgetting"]
+    level: Literal["alarm", "stop"]  # stop: it ends the training
+    text: str
+
+
 class Metrics:
     """Writers of one run, opened for appending; lines past `start_step` (of a run that was cut off) are removed.
 
@@ -72,9 +83,11 @@ class Metrics:
         self._path = workdir / "metrics.jsonl"
         last_kept = -1 if start_step is None else start_step
         _keep_steps_until(self._path, last_kept, owed_step)
-        _keep_steps_until(workdir / "samples.jsonl", last_kept, owed_step)
+        for name in ("samples.jsonl", "alarms.jsonl"):
+            _keep_steps_until(workdir / name, last_kept, owed_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
+        self._alarms = workdir / "alarms.jsonl"
         if tensorboard:
             try:
                 from tensorboardX import SummaryWriter
@@ -119,6 +132,14 @@ class Metrics:
                 text = f"**{sample['prompt']}**\n\n{sample['answer']}"
                 self._tensorboard.add_text(f"samples/{number}", text, step)
 
+    def write_alarm(self, alarm: Alarm) -> None:
+        """A line into alarms.jsonl, and a warning in the log."""
+        if not self._writes:
+            return
+        _log.warning("step %d, %s: %s", alarm.step, alarm.kind, alarm.text)
+        with told_if_full(self._alarms), self._alarms.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(alarm), ensure_ascii=False) + "\n")
+
     def close(self) -> None:
         """Flush and close every writer."""
         if not self._writes:
@@ -153,7 +174,7 @@ def _keep_steps_until(path: pathlib.Path, step: int, owed_step: int) -> None:
     for line in lines:
         try:
             record = json.loads(line)
-            is_owed = record["step"] == owed_step and any(k in ("prompt", "validation/loss") for k in record)
+            is_owed = record["step"] == owed_step and "loss" not in record
             if record["step"] <= step and not is_owed:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):

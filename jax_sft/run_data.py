@@ -79,7 +79,7 @@ def _check_measured(config: RunConfig, train_set: TokenizedSet, validation_set: 
                 "validation above); mend it or take it out"
             )
     best = config.evaluate.best
-    if best is not None and best not in sources:
+    if best is not None and "/" not in best and best not in sources:
         raise DataError(
             f"evaluate.best = {best!r}: none of its conversations is held out; raise data.holdout, or name another of "
             + ", ".join(sources)
@@ -88,10 +88,8 @@ def _check_measured(config: RunConfig, train_set: TokenizedSet, validation_set: 
 
 def measured_by(config: RunConfig, validation_set: TokenizedSet | None) -> str | None:
     """What losses must share to be compared: the validation set, and which part of it decides."""
-    if validation_set is None:
-        return None
-    best = config.evaluate.best
-    return validation_set.fingerprint + (f" {best}" if best else "")
+    said = ["" if validation_set is None else validation_set.fingerprint, config.evaluate.best]
+    return " ".join(filter(None, said)) or None
 
 
 def _planned(config: RunConfig, parts: Sequence[Part], max_positions: int) -> Plan:

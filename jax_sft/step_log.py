@@ -78,14 +78,17 @@ class StepLog:
         yield
         self._paused += time.perf_counter() - start
 
-    def finish_pending(self, bar: tqdm) -> int:
-        """Wait for the kept step and log it. Returns 1 if the step was skipped, else 0.
+    def finish_pending(self, bar: tqdm) -> tuple[int, float, float]:
+        """Wait for the kept step and log it.
+
+        Returns:
+            1 if the step was skipped, else 0; and of one that was not, its sums of weighted loss and of weight.
 
         Raises:
             NonFiniteLossError: it was not finite and `train.nonfinite` says stop.
         """
         if self._pending is None:
-            return 0
+            return 0, 0.0, 0.0
         (step, measured), self._pending = self._pending, None
         tally, grad_norm, finite = jax.device_get((measured.tally, measured.grad_norm, measured.finite))
         done = step + 1
@@ -111,7 +114,7 @@ class StepLog:
             self._metrics.write(done, values)
         if not finite:
             self._report_nonfinite(step)
-        return 0 if finite else 1
+        return (0, float(np.sum(tally.loss, dtype=np.float64)), weight) if finite else (1, 0.0, 0.0)
 
     def _speed(self, lengths: np.ndarray, trained: int) -> dict[str, float]:
         """Tokens per second, padding and MFU over the last steps; the first compiles, the second is read too soon."""

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import fcntl
 import logging
-import math
 import pathlib
 import shlex
 import time
@@ -28,11 +27,10 @@ from jax_sft.config import RunConfig, export_dtype
 from jax_sft.data.loader import Loader
 from jax_sft.data.stream.loader import StreamLoader
 from jax_sft.disk import told_if_full
-from jax_sft.evaluate.answers import answer
-from jax_sft.evaluate.losses import Losses, evaluate_losses
+from jax_sft.evaluate.losses import Losses
+from jax_sft.evaluations import Evaluations, asked_of, forget_after
 from jax_sft.exam import make_exam
 from jax_sft.export import Export, training_facts, write_trained
-from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
@@ -44,7 +42,7 @@ from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
-from jax_sft.parameters import Parameters, joined, load_base, parameters
+from jax_sft.parameters import Parameters, load_base, parameters
 from jax_sft.run_data import (
     load_sets,
     measured_by,
@@ -54,6 +52,7 @@ from jax_sft.run_data import (
     training_loader,
     validation_loader,
 )
+from jax_sft.run_progress import RunProgress
 from jax_sft.sharding import abstract_batch, batch_shards, local_rows, make_mesh, put_batch
 from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
@@ -95,11 +94,10 @@ class _Run:
     graphdef: Any
     sources: tuple[str, ...]
     loader: Loader | StreamLoader
-    validation: Loader | None
+    evaluations: Evaluations
     checkpoints: Checkpoints
     tx: optax.GradientTransformationExtraArgs
     train_step: jax.stages.Wrapped
-    eval_step: Callable[..., Any]
     lr_at: Callable[[Any], Any]
 
 
@@ -152,6 +150,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     for line in loader.mixture_lines():
         _log.info(line)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
+    asked = asked_of(config, base)
 
     with jax.set_mesh(mesh):
         graphdef = build(base.config, dtype=config.model.dtype, attention=config.model.attention, lora=plan.lora)
@@ -168,14 +167,14 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=fingerprint)
         restored = checkpoints.restore(state_shape)
         if restored is None:
-            start_step, progress = 0, _Progress()
+            start_step, progress = 0, RunProgress()
             progress.validation = measured_by(config, validation_set)
             trained, frozen = plan.load(base, mesh, seed=config.seed)
             state = init_state(trained, tx, mesh)
         else:
             start_step, state, notes = restored
             frozen = plan.load_frozen(base, mesh)
-            progress = _Progress.from_notes(notes)
+            progress = RunProgress.from_notes(notes)
             progress.compare_validation(measured_by(config, validation_set))
             checkpoints.count_losses_of(progress.validation)
             if isinstance(loader, StreamLoader):
@@ -192,7 +191,20 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             graphdef=graphdef,
             sources=sources,
             loader=loader,
-            validation=validation_loader(config, validation_set, sources) if validation_set else None,
+            evaluations=Evaluations(
+                config=config,
+                workdir=workdir,
+                mesh=mesh,
+                base=base,
+                graphdef=graphdef,
+                frozen=frozen,
+                validation=validation_loader(config, validation_set, sources) if validation_set else None,
+                sources=sources,
+                eval_step=make_eval_step(
+                    graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
+                ),
+                asked=asked,
+            ),
             checkpoints=checkpoints,
             tx=tx,
             train_step=make_train_step(
@@ -206,9 +218,6 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 dropout_seed=config.seed if plan.lora is not None and plan.lora.dropout > 0 else None,
                 frozen_layers=plan.frozen_layers,
             ),
-            eval_step=make_eval_step(
-                graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
-            ),
             lr_at=schedule(config.optim, loader.total_steps, stages=rates(config, loader)),
         )
         if jax.process_index() == 0:
@@ -220,6 +229,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 start_step=start_step,
                 command=command,
             )
+        forget_after(workdir, None if restored is None else start_step)
         metrics = Metrics(
             workdir,
             start_step=None if restored is None else start_step,
@@ -292,75 +302,13 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-@dataclasses.dataclass
-class _Progress:
-    """What the host must remember from start to start; travels with every checkpoint."""
-
-    before: Losses | None = None  # validation, untrained
-    after: Losses | None = None  # the newest validation, of step `after_step`
-    after_step: int = -1
-    after_loss: float | None = None  # of that validation, the loss that decides which step is the best
-    best_loss: float | None = None  # of a step, not of the untrained model, which no checkpoint holds
-    waited: int = 0  # evaluations since that
-    skipped_steps: int = 0
-    owed_step: int = -1  # a step whose evaluation a signal left to the next start
-    late_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # of such steps: not in their checkpoints
-    validation: str | None = None  # fingerprint of the set that the losses belong to
-    base: str = ""  # the model that the checkpoint belongs to, which one of adapters is nothing without
-    lanes: list[list[int]] = dataclasses.field(default_factory=list)  # of a stream: where each of them is
-
-    @classmethod
-    def from_notes(cls, notes: dict[str, Any]) -> "_Progress":
-        losses = {key: Losses(**notes[key]) if notes.get(key) else None for key in ("before", "after")}
-        return cls(**{**notes, **losses})
-
-    def to_notes(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def compare_validation(self, fingerprint: str | None) -> None:
-        """Losses of another validation set are no measure for the best."""
-        if fingerprint != self.validation:
-            _log.warning("the validation set is another one than before: the best loss is looked for anew")
-            self.validation, self.best_loss, self.before, self.waited = fingerprint, None, None, 0
-            self.after_step, self.after_loss, self.late_losses = -1, None, {}
-
-    def evaluate(self, run: _Run, params: Any, metrics: Metrics, step: int) -> float | None:
-        """Validation and samples at a step. Returns the loss if it is the best so far."""
-        losses = _evaluate(run, params, metrics, step)
-        self.before = losses if step == 0 else self.before
-        self.after, self.after_step = losses, step
-        self.after_loss = _deciding(losses, run.config)
-        if step == 0 or self.after_loss is None:
-            return None
-        if not self.after_loss < (math.inf if self.best_loss is None else self.best_loss):
-            self.waited += 1
-            return None
-        self.best_loss, self.waited = self.after_loss, 0
-        return self.best_loss
-
-    def lowest(self, config: RunConfig) -> str:
-        """What is said of the best step: that it has the lowest loss, or that the untrained model has a lower one."""
-        before = _deciding(self.before, config)
-        if self.best_loss is None:
-            return "no step has a validation loss"
-        if before is not None and not self.best_loss < before:
-            return (
-                f"{self.best_loss:.4f} is the lowest validation loss of a step; the untrained model's is {before:.4f}"
-            )
-        return f"the lowest validation loss, {self.best_loss:.4f}"
-
-    def is_over(self, config: RunConfig) -> bool:
-        """Whether the validation loss has not fallen for as long as the config is patient."""
-        return config.evaluate.patience is not None and self.waited >= config.evaluate.patience
-
-
 def _steps(
     run: _Run,
     state: TrainState,
     metrics: Metrics,
     rows: np.ndarray,
     start_step: int,
-    progress: _Progress,
+    progress: RunProgress,
     signals: Signals,
     started: float,
 ) -> Outcome:
@@ -371,7 +319,7 @@ def _steps(
     if start_step < total:
         _log_memory_plan(run, state, start_step)
     if start_step in (0, progress.owed_step):
-        progress.evaluate(run, state.params, metrics, start_step)
+        _evaluate(run, state.params, metrics, progress, start_step)
         if start_step and progress.after_loss is not None:
             progress.late_losses[str(start_step)] = progress.after_loss
         if progress.is_over(config):
@@ -403,7 +351,7 @@ def _steps(
             state, measured = run.train_step(state, run.frozen, placed)
             done = step + 1
             # Step n runs on the device while the numbers of step n - 1 are read: the device never waits for the host.
-            progress.skipped_steps += log.finish_pending(bar)
+            progress.count(*log.finish_pending(bar))
             log.pend(step, measured)
 
             stop = signals.received or run.checkpoints.reached_preemption(done)
@@ -412,13 +360,13 @@ def _steps(
             save_now = stop or stage_ends or _is_due(done, config.checkpoint.every_steps)
             if not (evaluate_now or save_now):
                 continue
-            progress.skipped_steps += log.finish_pending(bar)
+            progress.count(*log.finish_pending(bar))
             with log.paused():
                 best_loss = None
                 if evaluate_now and stop:  # there may be seconds left: save, and evaluate at the next start
                     progress.owed_step = done
                 elif evaluate_now:
-                    best_loss = progress.evaluate(run, state.params, metrics, done)
+                    best_loss = _evaluate(run, state.params, metrics, progress, done)
                     if progress.is_over(config):
                         total = done
                     if isinstance(run.loader, StreamLoader):
@@ -447,10 +395,24 @@ def _steps(
         )  # fmt: skip
     elif start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
-    return Outcome(True, done, run.workdir, _exported(run, state, progress, done), progress.before, progress.after)
+    return Outcome(
+        True, done, run.workdir, _exported(run, state, metrics, progress, done), progress.before, progress.after
+    )
 
 
-def _exported(run: _Run, state: TrainState, progress: _Progress, done: int) -> pathlib.Path:
+def _evaluate(run: _Run, params: Any, metrics: Metrics, progress: RunProgress, step: int) -> float | None:
+    """Measure a step, and remember it. Returns what decides if it is the best so far."""
+    found = run.evaluations.at(step, params, metrics)
+    gap = progress.gap(found)
+    if gap is not None:
+        metrics.write(step, {"validation/gap": gap})
+    alarm = progress.overfitting(found, run.config)
+    if alarm is not None:
+        metrics.write_alarm(alarm)
+    return progress.take(found, run.config)
+
+
+def _exported(run: _Run, state: TrainState, metrics: Metrics, progress: RunProgress, done: int) -> pathlib.Path:
     """Write the export, and push it if the config says so."""
     config = run.config
     jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
@@ -459,8 +421,10 @@ def _exported(run: _Run, state: TrainState, progress: _Progress, done: int) -> p
     if weights == "best":
         done, params, notes = _best_params(run, params, progress, done)
         if notes is not None:  # those of a step that was evaluated after it was saved know nothing of that
-            after = _Progress.from_notes(notes).after if notes["after_step"] == done else None
-        _log.info("the weights of step %d are exported: %s", done, progress.lowest(config))
+            after = RunProgress.from_notes(notes).after if notes["after_step"] == done else None
+        _log.info("the weights of step %d are exported: %s", done, progress.best(config))
+    if not run.evaluations.has_behaviour_of(done):
+        run.evaluations.behaviour_at(done, params, metrics)
     name, private, form = config.export.push_to, config.export.push_private, config.export.format or "full"
     export = Export(
         out=run.workdir / "export",
@@ -487,13 +451,7 @@ def _exported(run: _Run, state: TrainState, progress: _Progress, done: int) -> p
     return folder
 
 
-def _deciding(losses: Losses | None, config: RunConfig) -> float | None:
-    """The loss that tells which step is the best."""
-    best = config.evaluate.best
-    return None if losses is None else losses.by_source[best]["loss"] if best else losses.loss
-
-
-def _best_params(run: _Run, params: Any, progress: _Progress, done: int) -> tuple[int, Any, dict[str, Any] | None]:
+def _best_params(run: _Run, params: Any, progress: RunProgress, done: int) -> tuple[int, Any, dict[str, Any] | None]:
     """Step and weights with the lowest validation loss so far, and what the host noted there; None for those of now.
 
     The weights of now are deleted if they are not the best.
@@ -508,7 +466,7 @@ def _best_params(run: _Run, params: Any, progress: _Progress, done: int) -> tupl
     return run.checkpoints.restore_params(shape, step=best)
 
 
-def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> TrainState:
+def _at_stage(run: _Run, state: TrainState, progress: RunProgress, done: int) -> TrainState:
     """What the stage that begins after `done` steps starts from; the state as it is where none begins there.
 
     From the best weights so far the optimizer starts anew: its moments are those of other weights.
@@ -521,7 +479,7 @@ def _at_stage(run: _Run, state: TrainState, progress: _Progress, done: int) -> T
         return state
     jax.tree.map(lambda x: x.delete(), state.opt_state)
     best, params, _ = _best_params(run, state.params, progress, done)
-    _log.info("it starts from the weights of step %s: %s", best, progress.lowest(run.config))
+    _log.info("it starts from the weights of step %s: %s", best, progress.best(run.config))
     return dataclasses.replace(init_state(params, run.tx, run.mesh), step=state.step)
 
 
@@ -545,51 +503,3 @@ def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:
 
 def _is_due(step: int, every_steps: int | None) -> bool:
     return bool(every_steps) and step % every_steps == 0
-
-
-def _evaluate(run: _Run, params: Any, metrics: Metrics, step: int) -> Losses | None:
-    """Validation losses and sample answers, into the log and the metrics."""
-    label = f"validation at step {step}" if step else "validation before training"
-    losses = None
-    if run.validation is not None:
-        losses = evaluate_losses(
-            run.eval_step,
-            params,
-            frozen=run.frozen,
-            loader=run.validation,
-            mesh=run.mesh,
-            sources=run.sources,
-            label=label,
-        )
-        values = {"validation/loss": losses.loss, "validation/accuracy": losses.accuracy}
-        for name, part in losses.by_source.items():
-            values |= {f"validation/loss/{name}": part["loss"], f"validation/accuracy/{name}": part["accuracy"]}
-        metrics.write(step, values)
-        _say(f"{label}: loss {losses.loss:.4f}, accuracy {losses.accuracy:.1%}, {losses.tokens:.0f} trained tokens")
-        if len(losses.by_source) > 1:
-            for name, part in losses.by_source.items():
-                _say(f"  {name}: loss {part['loss']:.4f}, accuracy {part['accuracy']:.1%}")
-    prompts = run.config.evaluate.prompts
-    if prompts:
-        answers = answer(
-            run.graphdef,
-            joined(params, run.frozen),
-            template=run.base.template,
-            conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
-            max_new_tokens=run.config.evaluate.max_new_tokens,
-            sampling=Sampling(),
-        )
-        samples = [
-            {"prompt": prompt, "answer": a.text, "tokens": a.tokens, "stopped": a.stopped}
-            for prompt, a in zip(prompts, answers, strict=True)
-        ]
-        metrics.write_samples(step, samples)
-        for sample in samples:
-            _say(f"  > {sample['prompt']}\n    {sample['answer']}{'' if sample['stopped'] else ' …'}")
-    return losses
-
-
-def _say(text: str) -> None:
-    """A line above the progress bars, from the first process."""
-    if jax.process_index() == 0:
-        tqdm.write(text)

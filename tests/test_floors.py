@@ -36,7 +36,9 @@ FLOORS = {
         "signals",
     },  # the verbs
     3: {
+        "evaluations",
         "run_data",
+        "run_progress",
         "score",
         "train_loop",
         "certificate",
@@ -61,7 +63,8 @@ SIDEWAYS = {
     "stream_state": {"metrics"},
     "certificate": {"exam"},
     "export": {"certificate", "exam"},
-    "train_loop": {"exam", "export", "run_data"},
+    "run_progress": {"evaluations"},
+    "train_loop": {"evaluations", "exam", "export", "run_data", "run_progress"},
     "chat": {"assistant"},
     "__main__": {"cli"},
 }

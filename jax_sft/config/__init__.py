@@ -4,7 +4,15 @@ In: a Python file with `get_config() -> ml_collections.ConfigDict` and overrides
 the door nobody reads a string key.
 """
 
-from jax_sft.config.checks import RESERVED_ARGUMENTS, TEMPLATES, did_you_mean, is_hub_name, layer_numbers
+from jax_sft.config.checks import (
+    METRICS,
+    OWN_PROMPTS,
+    RESERVED_ARGUMENTS,
+    TEMPLATES,
+    did_you_mean,
+    is_hub_name,
+    layer_numbers,
+)
 from jax_sft.config.door import ConfigError, default, export_dtype, from_config_dict, known_keys, load
 from jax_sft.config.sections import (
     RULES_OF_ALL,
@@ -27,6 +35,8 @@ from jax_sft.config.sections import (
 )
 
 __all__ = [
+    "METRICS",
+    "OWN_PROMPTS",
     "RESERVED_ARGUMENTS",
     "RULES_OF_ALL",
     "TEMPLATES",

@@ -30,6 +30,12 @@ LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
 PERSONAL_KINDS = (
     "iban", "card", "cn_id", "fr_insee", "us_ssn", "uk_nino", "br_cpf", "es_dni", "de_tax_id", "email", "ipv4", "phone"
 )  # fmt: skip
+OWN_PROMPTS = "own"  # of evaluate.probes and evaluate.rules: those of ours
+METRICS = (
+    "exact_match", "f1", "final_number", "label_accuracy", "json_valid", "json_match", "bleu", "chrf", "rouge1",
+    "rouge2", "rougeL", "pass_at_1",
+)  # fmt: skip
+_MEASURED = ("validation/", "probes/", "rules/", "metric/", "forgetting/")  # what may decide which step is the best
 # Keys of data.quality that a rule alone looks at: with the rule "off" they would do nothing.
 _KEYS_OF_RULE = {
     "wrong_language": ("language_by",),
@@ -115,11 +121,13 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
             yield f"data.train_on: {role.strip()!r} is no role{hint}; the roles are {', '.join(_ROLES)}"
     if run.data.train_on == "all" and run.data.train_turns == "last":
         yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
-    if run.evaluate.every_steps is not None and not _is_measured(run) and not run.evaluate.prompts:
+    of = run.evaluate
+    if of.every_steps is not None and not _is_measured(run) and not (of.prompts or of.probes or of.rules):
         yield (
-            "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation, data.holdout or "
-            "evaluate.prompts"
+            "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation, data.holdout, "
+            "evaluate.prompts, probes or rules"
         )
+    yield from _behaviour_checks(run)
     for field, text in run.data.card.items():
         if not text.strip():
             yield f"data.card.{field} is empty; write what there is to say, or leave it out"
@@ -127,6 +135,33 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
     yield from _template_checks("data.template_args", run.data.template_args)
     for name, of in run.data.sets.items():
         yield from _template_checks(f"data.sets.{name}.template_args", of.template_args)
+
+
+def _behaviour_checks(run: RunConfig) -> Iterator[str]:
+    """What the model is asked during training."""
+    of = run.evaluate
+    for name in ("probes", "rules"):
+        path = getattr(of, name)
+        if path is not None and path != OWN_PROMPTS and not pathlib.Path(path).expanduser().is_file():
+            yield f"evaluate.{name}: there is no file {path}; name a JSON-lines file, or 'own' for the prompts of ours"
+    for name in of.metrics:
+        if name not in METRICS:
+            hint = did_you_mean(name, METRICS)
+            yield f"evaluate.metrics: {name!r} is no metric{hint}; there are {', '.join(METRICS)}"
+    if of.metrics and not _is_measured(run):
+        yield "evaluate.metrics compares answers with those of a validation set; set data.validation or data.holdout"
+    if "pass_at_1" in of.metrics and not of.run_code:
+        yield "evaluate.metrics: pass_at_1 runs what the model wrote; set evaluate.run_code = True if that may be"
+    if of.run_code and "pass_at_1" not in of.metrics:
+        yield "evaluate.run_code is for the metric pass_at_1, which is not in evaluate.metrics; leave it out"
+    if of.behaviour_every_steps is not None:
+        if not (of.probes or of.rules or of.metrics):
+            yield "evaluate.behaviour_every_steps is set, but none of evaluate.probes, rules and metrics; set one"
+        elif of.every_steps is None or of.behaviour_every_steps % of.every_steps:
+            yield (
+                f"evaluate.behaviour_every_steps = {of.behaviour_every_steps} must be a multiple of "
+                f"evaluate.every_steps = {of.every_steps}, for it is measured with the losses; set both"
+            )
 
 
 def _template_checks(key: str, arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -153,7 +188,7 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
         ("evaluate.patience", run.evaluate.patience is not None),
         ("export.weights = 'best'", run.export.weights == "best"),
     ):
-        if is_set and not _is_measured(run):
+        if is_set and not _is_measured(run) and not (best and "/" in best):
             yield f"{key} goes by the validation loss; set data.validation or data.holdout, or leave it out"
     if run.evaluate.patience is not None and run.evaluate.every_steps is None:
         yield "evaluate.patience counts evaluations, and there is none on the way; set evaluate.every_steps"
@@ -170,7 +205,10 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
                 "one of them otherwise"
             )
     names = [*data.validation_sets, *(data.sets if data.holdout else ())]
-    if best is not None and best not in names:
+    if best is not None and "/" in best:
+        if not best.startswith(_MEASURED):
+            yield f"evaluate.best = {best!r} is no name of metrics.jsonl; those begin with {', '.join(_MEASURED)}"
+    elif best is not None and best not in names:
         known = f"the named sets are {', '.join(names)}" if names else "no set has a name: see data.validation_sets"
         yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
 
@@ -331,6 +369,9 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
         "train.loss_chunk_tokens": run.train.loss_chunk_tokens,
         "evaluate.every_steps": run.evaluate.every_steps,
         "evaluate.patience": run.evaluate.patience,
+        "evaluate.metric_rows": run.evaluate.metric_rows,
+        "evaluate.behaviour_every_steps": run.evaluate.behaviour_every_steps,
+        "evaluate.overfitting_rise": run.evaluate.overfitting_rise,
         "evaluate.max_new_tokens": run.evaluate.max_new_tokens,
         "checkpoint.every_steps": run.checkpoint.every_steps,
         "checkpoint.keep": run.checkpoint.keep,

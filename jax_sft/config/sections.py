@@ -223,10 +223,20 @@ class EvaluateConfig:
     """Validation and sample answers during training."""
 
     every_steps: int | None = None  # None: at the start and the end alone
-    best: str | None = None  # the validation set whose loss decides; None: all together
-    patience: int | None = None  # the training ends after so many evaluations in a row without a lower validation loss
+    # What decides which step is the best: a validation set, by its loss, or a name of metrics.jsonl such as
+    # "metric/validation/f1" or "probes/answers"; None: the loss on all validation sets together
+    best: str | None = None
+    patience: int | None = None  # the training ends after so many evaluations in a row without a better step
     prompts: tuple[str, ...] = ()
     max_new_tokens: int = 64
+    probes: str | None = None  # does it answer or continue, stop, keep its role: "own" prompts, or a file of yours
+    rules: str | None = None  # instructions that a program checks: "own" prompts, or a file such as IFEval's
+    metrics: tuple[str, ...] = ()  # of answers to the validation sets against their own: f1, chrf, ...
+    metric_rows: int = 64  # of each validation set, the first ones
+    run_code: bool = False  # unsafe: metric pass_at_1 runs what the model wrote
+    behaviour_every_steps: int | None = None  # probes, rules, metrics; None: untrained, and what is exported
+    # An alarm when the validation loss is so much (relative) above its lowest while the training loss fell; None: never
+    overfitting_rise: float | None = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from jax_sft.config import DataConfig
 from jax_sft.data.conversation import Account, Conversation
 from jax_sft.data.formats import read_conversations
-from jax_sft.data.source import parts_of
+from jax_sft.data.source import Part
 from jax_sft.evaluate import metrics
 from jax_sft.evaluate import probes as behaviour_probes
 from jax_sft.evaluate import rules as checked_rules
@@ -147,19 +147,20 @@ class Asked:
         return found
 
 
-def tasks_of(paths: Sequence[str], *, config: DataConfig, count: int | None = None) -> list[Task]:
+def tasks_of(parts: Sequence[Part], *, config: DataConfig, count: int | None = None) -> list[Task]:
     """The conversations of files whose last message is an answer; at most `count` of them.
 
     Raises:
         DataError: of the files; ValueError: none of them has an answer.
     """
     found = []
-    for conversation in read_conversations(config, parts_of(paths), Account()):
+    for conversation in read_conversations(config, parts, Account()):
         if len(found) == count:
             break
         found += _task(conversation)
     if not found:
-        raise ValueError(f"{', '.join(paths)}: no conversation ends with an answer that others could be compared with")
+        paths = ", ".join(path for part in parts for path in part.paths)
+        raise ValueError(f"{paths}: no conversation ends with an answer that others could be compared with")
     return found
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jax_sft.config import DataConfig
+from jax_sft.data.source import parts_of
 from jax_sft.evaluate import behaviour, metrics, probes, rules
 from jax_sft.evaluate.answers import ROWS_AT_ONCE, Answer, batches_of
 
@@ -79,9 +80,9 @@ def test_tasks_are_the_conversations_that_end_with_an_answer(tmp_path):
     ]  # fmt: skip
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    tasks = behaviour.tasks_of((str(path),), config=DataConfig())
+    tasks = behaviour.tasks_of(parts_of((str(path),)), config=DataConfig())
     assert [(t.id, len(t.messages), t.reference) for t in tasks] == [("a", 1, "4"), (f"{path}:3", 2, "It is 10.")]
-    assert len(behaviour.tasks_of((str(path),), config=DataConfig(), count=1)) == 1
+    assert len(behaviour.tasks_of(parts_of((str(path),)), config=DataConfig(), count=1)) == 1
     ask, _ = saying("so 10")
     report = behaviour.Asked(tasks=tasks, metrics=("final_number", "exact_match")).measure(ask)
     assert report.metrics["final_number"].value == 0.5
@@ -95,7 +96,7 @@ def test_tasks_are_the_conversations_that_end_with_an_answer(tmp_path):
     assert json.loads(out.read_text().splitlines()[0])["prediction"] == "so 10"
     path.write_text(json.dumps(rows[1]))
     with pytest.raises(ValueError, match=r"tasks\.jsonl: no conversation ends with an answer"):
-        behaviour.tasks_of((str(path),), config=DataConfig())
+        behaviour.tasks_of(parts_of((str(path),)), config=DataConfig())
 
 
 def test_what_a_metric_cannot_compare_with_is_told_before_anything_is_asked():

@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from jax_sft import config as configs
 from jax_sft.evaluate import metrics
 from jax_sft.evaluate.metrics import confined, overlap, programs
 from jax_sft.evaluate.metrics.numbers import number_of
@@ -284,6 +285,7 @@ def test_without_sacrebleu_the_way_out_is_said(name, monkeypatch):
 
 
 def test_every_metric_has_a_line_and_a_scale():
+    assert tuple(metrics.METRICS) == configs.METRICS  # what the door knows without reading them
     assert {m.scale for m in metrics.METRICS.values()} == {1, 100}
     assert metrics.METRICS["json_valid"].about.startswith("1 where the answer is JSON")
     assert all(m.about for m in metrics.METRICS.values())
