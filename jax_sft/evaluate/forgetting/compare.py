@@ -291,10 +291,11 @@ def _on_devices(here_BPX: np.ndarray, mesh: Mesh, *, rows: np.ndarray, batch_siz
     """The opposite of `_rows_here`."""
     place = np.full(batch_size, -1)
     place[rows] = np.arange(len(rows))
-    shape = (batch_size, *here_BPX.shape[1:])
-    return jax.make_array_from_callback(
-        shape, batch_sharding(mesh), lambda index: here_BPX[place[np.arange(batch_size)[index[:1]]]]
-    )
+
+    def part(index: Any) -> np.ndarray:
+        return here_BPX[place[np.arange(batch_size)[index[0]]]]
+
+    return jax.make_array_from_callback((batch_size, *here_BPX.shape[1:]), batch_sharding(mesh), part)
 
 
 def _drift(sums: Sums, sources: tuple[str, ...], bytes_by_source: Mapping[str, int] | None) -> Drift:
