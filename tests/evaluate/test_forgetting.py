@@ -5,7 +5,11 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +240,47 @@ def test_sums_of_many_batches_lose_no_digit():
 
     drift = measure_drift(step, {}, frozen={}, reference=reference, loader=loader, mesh=mesh, sources=loader.sources)
     assert drift.loss * loader.total_steps == pytest.approx(2**24 + loader.total_steps - 1, rel=1e-12)
+
+
+WORKER = """
+import json, sys
+import jax
+rank, port = int(sys.argv[1]), sys.argv[2]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+from tests.evaluate.test_forgetting import PADDED, drift_of, params_of, text_rows, tuned_of
+for sizes in json.loads(sys.argv[3]):
+    drift = drift_of(PADDED, params_of(PADDED), tuned_of(PADDED), text_rows(4).loader, sizes=sizes)
+    print("RESULT", json.dumps(drift.to_dict()))
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gets_the_drift_that_one_alone_finds():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sizes = json.dumps([(2, 1, 2), (1, 4, 1), (1, 1, 4)])  # rows in both processes, in both, and all in each
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(port), sizes],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": ".", "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_NUM_CPU_DEVICES": "2"},
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    said = [
+        [json.JSONDecoder().raw_decode(part)[0] for part in out.split("RESULT ")[1:]]  # gloo writes there too
+        for out, _ in outputs
+    ]
+    assert said[0] == said[1]
+    assert len(said[0]) == 3
+    one = padded_drift((1, 1, 1), 2, 64)
+    for drift in said[0]:
+        assert {name: drift[name] for name in means(one)} == pytest.approx(means(one), rel=1e-4)
 
 
 # --- adapters ---

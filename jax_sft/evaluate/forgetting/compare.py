@@ -200,18 +200,16 @@ def _beside_adapter(model: Any, h_BPD: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def _kept_head(graphdef: nnx.GraphDef, params: Params, frozen: Params, mesh: Mesh) -> jax.Array:
     """The head as a frozen array itself; a copy in the computing dtype where it is trained or has an adapter."""
-    model: Any = nnx.merge(graphdef, params, frozen)
-    name = "embed_VD" if model.config.tied_head else "head_VD"
-    nothing_BPD = jax.ShapeDtypeStruct((1, 1, model.head().shape[1]), model.dtype)
-    if name in frozen and jax.eval_shape(model.head_adapter, nothing_BPD) is None:
-        return frozen[name]
 
     def copy(params: Params, frozen: Params) -> jax.Array:
         model: Any = nnx.merge(graphdef, params, frozen)
-        head_VX = _beside_adapter(model, jnp.zeros(nothing_BPD.shape, nothing_BPD.dtype))[1]
-        return jnp.copy(head_VX)  # else jit may hand back the very array that a train step donates
+        nothing_BPD = jnp.zeros((1, 1, model.head().shape[1]), model.dtype)
+        return jnp.copy(_beside_adapter(model, nothing_BPD)[1])  # else jit may hand back what a train step donates
 
     shape = jax.eval_shape(copy, params, frozen).shape
+    head_VD = frozen.get("head_VD", frozen.get("embed_VD") if "head_VD" not in params else None)
+    if head_VD is not None and head_VD.shape == shape:  # else there are columns of an adapter
+        return head_VD
     return jax.jit(copy, out_shardings=NamedSharding(mesh, weight_spec("VD", shape, mesh)))(params, frozen)
 
 
