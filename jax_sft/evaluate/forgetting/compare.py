@@ -204,7 +204,7 @@ def _kept_head(graphdef: nnx.GraphDef, params: Params, frozen: Params, mesh: Mes
     def copy(params: Params, frozen: Params) -> jax.Array:
         model: Any = nnx.merge(graphdef, params, frozen)
         nothing_BPD = jnp.zeros((1, 1, model.head().shape[1]), model.dtype)
-        return jnp.copy(_beside_adapter(model, nothing_BPD)[1])  # else jit may hand back what a train step donates
+        return jnp.copy(_beside_adapter(model, nothing_BPD)[1])  # a train step donates the input
 
     shape = jax.eval_shape(copy, params, frozen).shape
     head_VD = frozen.get("head_VD", frozen.get("embed_VD") if "head_VD" not in params else None)
