@@ -1,4 +1,4 @@
-"""The door: `jax-sft train | data | eval | chat | export`. The only reader of flags.
+"""The door: `jax-sft train | data | eval | chat | export | report`. The only reader of flags.
 
 In: a command line. Out: an exit status: 0 done, 1 a fault the user can mend (one clear message), 75 saved on a signal
 (start again to go on).
@@ -174,6 +174,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--no-certificate", action="store_true", help="do not read the folder back and compare")
     export.add_argument("--push-to-hub", type=_hub_name, metavar="org/name", help="then upload the folder, which stays")
     export.add_argument("--private", action="store_true", help="nobody else may see what is pushed")
+
+    report = command("report", _report, "Write the page of a run, or of two beside each other; numbers and answers.")
+    report.add_argument("workdirs", nargs="+", metavar="W", help="one or two workdirs of `jax-sft train`")
+    report.add_argument("--out", metavar="F.html", help="default: report.html in the workdir")
+    report.add_argument("--png", metavar="D", help="its plots as PNG files, too; needs matplotlib")
     return parser
 
 
@@ -679,4 +684,14 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
     if options.push_to_hub:
         again = shlex.join(["jax-sft", *sys.argv[1:]])
         print(f"pushed to {push(out, options.push_to_hub, private=options.private, again=again)}")
+    return EXIT_OK
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> int:
+    from jax_sft.report.run import report
+
+    _check_writable(options.out)
+    out, png = (pathlib.Path(path) if path else None for path in (options.out, options.png))
+    for line in report([pathlib.Path(place) for place in options.workdirs], out=out, png=png):
+        print(line)
     return EXIT_OK

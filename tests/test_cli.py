@@ -650,3 +650,8 @@ def test_a_push_that_cannot_be_is_refused_before_the_export(place, tmp_path, cap
         capsys, *words, "--push-to-hub", "name"
     )
     assert "--private belongs to --push-to-hub" in fails(capsys, *words, "--private")
+
+
+def test_report_of_a_folder_that_is_no_workdir_says_so(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
