@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jax_sft.config import OWN_PROMPTS, RunConfig, did_you_mean
+from jax_sft.config import OWN_PROMPTS, RunConfig, deciding_key, did_you_mean, is_better_low
 from jax_sft.data.loader import Loader
 from jax_sft.data.source import validation_groups
 from jax_sft.disk import told_if_full
@@ -51,7 +51,7 @@ class Measured:
         """
         if not self.values:
             return None
-        key = deciding_key(config)
+        key = deciding_key(config.evaluate.best)
         if key not in self.values and config.evaluate.best is not None:
             known = sorted(self.values)
             raise ValueError(
@@ -60,17 +60,6 @@ class Measured:
             )
         value = self.values.get(key)
         return None if value is None else value if is_better_low(key) else -value
-
-
-def deciding_key(config: RunConfig) -> str:
-    """The name, as in metrics.jsonl, of what tells which step is the best."""
-    best = config.evaluate.best
-    return "validation/loss" if best is None else best if "/" in best else f"validation/loss/{best}"
-
-
-def is_better_low(key: str) -> bool:
-    """Whether less of it is better: of losses and divergences; of shares and scores more is."""
-    return any(word in key for word in ("loss", "kl", "per_byte"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +110,7 @@ class Evaluations:
         return bool(multihost_utils.broadcast_one_to_all(np.int32(is_there))) if jax.process_count() > 1 else is_there
 
     def _is_behaviour_due(self, step: int) -> bool:
-        if step == 0 or deciding_key(self.config).startswith(("probes/", "rules/", "metric/")):
+        if step == 0 or deciding_key(self.config.evaluate.best).startswith(("probes/", "rules/", "metric/")):
             return True
         every = self.config.evaluate.behaviour_every_steps
         return every is not None and step % every == 0

@@ -8,9 +8,9 @@ import logging
 import math
 from typing import Any
 
-from jax_sft.config import RunConfig
+from jax_sft.config import RunConfig, deciding_key, is_better_low
 from jax_sft.evaluate.losses import Losses
-from jax_sft.evaluations import Measured, deciding_key, is_better_low
+from jax_sft.evaluations import Measured
 from jax_sft.metrics import Alarm
 
 _log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class RunProgress:
 
     def best(self, config: RunConfig) -> str:
         """What is said of the best step: how good it is, or that the untrained model was better."""
-        key = deciding_key(config)
+        key = deciding_key(config.evaluate.best)
         is_low = is_better_low(key)
         name = "validation loss" if key == "validation/loss" else key
         if self.best_loss is None:

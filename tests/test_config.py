@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_sft import config as configs
-from jax_sft.config import ConfigError, RunConfig
+from jax_sft.config import ConfigError, RunConfig, is_better_low
 
 
 def good():
@@ -519,3 +519,23 @@ def test_sets_and_stages_of_wrong_shape_are_told(overrides, message):
 def test_what_is_said_of_sets_and_stages_is_checked_at_the_door(changes, message):
     config = {"model": {"path": "m"}, "data": {"train": ("a",)}, "train": {"steps": 5}, **changes}
     assert message in problems(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "is_low"),
+    [
+        ("validation/loss", True),
+        ("validation/loss/accuracy", True),  # of a set of that name
+        ("validation/accuracy/x", False),
+        ("validation/gap", True),
+        ("metric/glossary/f1", False),
+        ("metric/weekly/chrf", False),
+        ("probes/answers", False),
+        ("rules/prompt_loose", False),
+        ("forgetting/kl", True),
+        ("forgetting/loss_per_byte", True),
+        ("forgetting/task_agreement", False),
+    ],
+)
+def test_less_is_better_of_losses_and_divergences_alone(key, is_low):
+    assert is_better_low(key) == is_low

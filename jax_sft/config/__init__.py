@@ -13,6 +13,7 @@ from jax_sft.config.checks import (
     is_hub_name,
     layer_numbers,
 )
+from jax_sft.config.deciding import deciding_key, is_better_low
 from jax_sft.config.door import ConfigError, default, export_dtype, from_config_dict, known_keys, load
 from jax_sft.config.sections import (
     RULES_OF_ALL,
@@ -57,10 +58,12 @@ __all__ = [
     "StageConfig",
     "StreamConfig",
     "TrainConfig",
+    "deciding_key",
     "default",
     "did_you_mean",
     "export_dtype",
     "from_config_dict",
+    "is_better_low",
     "is_hub_name",
     "known_keys",
     "layer_numbers",

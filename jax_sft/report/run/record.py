@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from jax_sft.config import deciding_key, is_better_low
+
 _EVALUATION = re.compile(r"(\d+)\.json")
 _PREDICTIONS = re.compile(r"(\d+)\.predictions\.jsonl")
 _OTHER_THAN_SCORES = {"instructions", "tokens", "count", "length_ratio"}  # numbers of a row that are not good or bad
@@ -103,10 +105,12 @@ class RunRecord:
         return None if last is None else finite(column[last])
 
     def best_step(self) -> int | None:
-        """The step of the lowest deciding validation loss; the untrained model is no step."""
+        """The step of the best deciding number, by default the validation loss; the untrained model is no step."""
         best = mapping(self.config.get("evaluate")).get("best")
-        steps, values = self.series(f"validation/loss/{best}" if best else "validation/loss")
-        found = [(value, step) for step, value in zip(steps.tolist(), values.tolist(), strict=True) if step > 0]
+        key = deciding_key(str(best) if best else None)
+        sign = 1 if is_better_low(key) else -1
+        steps, values = self.series(key)
+        found = [(sign * value, step) for step, value in zip(steps.tolist(), values.tolist(), strict=True) if step > 0]
         found = [pair for pair in found if math.isfinite(pair[0])]
         return min(found)[1] if found else None
 

@@ -20,8 +20,10 @@ def test_a_whole_workdir_is_read(tmp_path):
 
 
 def test_the_best_step_is_never_the_untrained_model_and_follows_the_set_that_decides(tmp_path):
-    lines = [{"step": s, "validation/loss": a, "validation/loss/x": b} for s, a, b in ((0, 1, 1), (5, 3, 2), (9, 2, 4))]
-    for name, best, step in (("all", None, 9), ("x", "x", 5)):
+    names = ("validation/loss", "validation/loss/x", "validation/accuracy")
+    values = {0: (1, 1, 0.9), 5: (3, 2, 0.8), 9: (2, 4, 0.7)}
+    lines = [{"step": s, **dict(zip(names, of, strict=True))} for s, of in values.items()]
+    for name, best, step in (("all", None, 9), ("x", "x", 5), ("accuracy", "validation/accuracy", 5)):
         run = tmp_path / name
         put_lines(run / "metrics.jsonl", lines)
         (run / "manifest.json").write_text(json.dumps(manifest_of(9, **{"evaluate.best": best})))
