@@ -459,6 +459,7 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_writable(options.out)
     if options.against == options.model and not options.adapter:
         raise ValueError("--against names the same model as --model; name another one, or leave it out")
+    from jax_sft.evaluate.answers import has_room
     from jax_sft.evaluate.side_by_side import conversations_of, print_accounts, print_answers, print_losses
 
     measured = _measured(options, data)
@@ -482,7 +483,13 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
             if measured is not None:
                 ask = functools.partial(speaker.answer_all, max_new_tokens=options.max_new_tokens)
                 asked_of_it = dataclasses.replace(measured, templated=speaker.base.chat_template is not None)
-                asked_of_it, left_out = asked_of_it.fitting(functools.partial(_has_room, options, speaker))
+                fits = functools.partial(
+                    has_room,
+                    speaker.template,
+                    max_positions=speaker.base.config.max_positions,
+                    max_new_tokens=options.max_new_tokens,
+                )
+                asked_of_it, left_out = asked_of_it.fitting(fits)
                 if left_out:
                     print(f"left out, {label} has no room for {left_out} prompts and their answers", file=sys.stderr)
                 reports[label] = asked_of_it.measure(ask)
@@ -521,13 +528,6 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
             text = json.dumps(report, indent=2, ensure_ascii=False)
             pathlib.Path(options.out).write_text(text + "\n", encoding="utf-8")
     return EXIT_OK
-
-
-def _has_room(options: argparse.Namespace, speaker: "Assistant", asked: Any) -> bool:
-    try:
-        return speaker.room(asked) >= options.max_new_tokens
-    except ValueError:  # the chat template refuses it
-        return False
 
 
 def _measured(options: argparse.Namespace, data: configs.DataConfig) -> Any:

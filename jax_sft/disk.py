@@ -8,9 +8,11 @@ import contextlib
 import errno
 import logging
 import os
+import pathlib
+import secrets
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _WORDS = ("no space left", "disk quota exceeded")
@@ -44,6 +46,27 @@ def told_if_full(*places: str | os.PathLike[str]) -> Iterator[None]:
             f"{place}: the disk is full ({error.strerror}); free some space, or name a place on another disk, and "
             "start the same command again"
         ) from error
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A UTF-8 file that is there when it is whole; until then an older one stays.
+
+    What is no Unicode, half a surrogate pair, becomes the escape that JSON has for it.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        with told_if_full(path), partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def leave_the_full_disk_to_us() -> None:

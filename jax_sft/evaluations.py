@@ -5,6 +5,7 @@ evaluations/STEP.json and evaluations/STEP.predictions.jsonl in the workdir. Eve
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -20,9 +21,9 @@ from tqdm import tqdm
 from jax_sft.config import OWN_PROMPTS, RunConfig, deciding_key, did_you_mean, is_better_low
 from jax_sft.data.loader import Loader
 from jax_sft.data.source import validation_groups
-from jax_sft.disk import told_if_full
+from jax_sft.disk import written_whole
 from jax_sft.evaluate import behaviour, probes, rules
-from jax_sft.evaluate.answers import Answer, Messages, answer, encoded_prompt
+from jax_sft.evaluate.answers import Answer, Messages, answer, has_room
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.evaluate.metrics import write_predictions
 from jax_sft.generate import Sampling
@@ -175,10 +176,8 @@ class Evaluations:
             for line in report.predictions
         ]
         write_predictions(place.with_suffix(".predictions.jsonl"), predictions)
-        with told_if_full(place):
-            partial = place.with_suffix(".tmp")
-            partial.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(place)
+        with written_whole(place) as file:
+            file.write(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
 
 def asked_of(config: RunConfig, base: Pretrained) -> dict[str, behaviour.Asked]:
@@ -203,13 +202,9 @@ def asked_of(config: RunConfig, base: Pretrained) -> dict[str, behaviour.Asked]:
             templated=is_templated,
         )
 
-    def fits(prompt: Messages | str) -> bool:
-        try:
-            length = len(encoded_prompt(base.template, prompt))
-        except ValueError:  # the chat template refuses it
-            return False
-        return length + of.max_new_tokens <= base.config.max_positions
-
+    fits = functools.partial(
+        has_room, base.template, max_positions=base.config.max_positions, max_new_tokens=of.max_new_tokens
+    )
     for name, asked in found.items():
         asked.check()
         found[name], left_out = asked.fitting(fits)

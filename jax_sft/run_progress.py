@@ -76,32 +76,25 @@ class RunProgress:
         self.best_loss, self.waited = deciding, 0
         return deciding
 
-    def gap(self, found: Measured) -> float | None:
-        """Validation loss less the training loss since the last evaluation; None if one of them is missing."""
+    def trained_mean(self) -> float | None:
+        """The training loss since the last evaluation, which begins anew; None if nothing was trained."""
         mean = self.trained_loss / self.trained_weight if self.trained_weight else None
-        return None if mean is None or found.losses is None else found.losses.loss - mean
+        self.trained_loss = self.trained_weight = 0.0
+        return mean
 
-    def overfitting(self, found: Measured, config: RunConfig) -> Alarm | None:
-        """An alarm if the validation loss is well above its lowest while the training loss has gone on falling.
-
-        Begins to count the training loss anew.
-        """
-        sums, self.trained_loss, self.trained_weight = (self.trained_loss, self.trained_weight), 0.0, 0.0
-        rise = config.evaluate.overfitting_rise
-        if found.losses is None or not sums[1]:
-            return None
-        loss, trained = found.losses.loss, sums[0] / sums[1]
+    def overfitting(self, step: int, loss: float, trained: float, *, rise: float | None) -> Alarm | None:
+        """An alarm if the validation loss is well above its lowest while the training loss has gone on falling."""
         if self.lowest is None or loss < self.lowest[1]:
-            self.lowest = (found.step, loss, trained)
+            self.lowest = (step, loss, trained)
             return None
-        step, lowest, trained_then = self.lowest
+        at, lowest, trained_then = self.lowest
         if rise is None or loss < lowest * (1 + rise) or trained >= trained_then:
             return None
         return Alarm(
-            found.step,
+            step,
             "overfitting",
             "alarm",
-            f"validation loss {loss:.4f} is {loss / lowest - 1:.1%} above its lowest, {lowest:.4f} at step {step}, "
+            f"validation loss {loss:.4f} is {loss / lowest - 1:.1%} above its lowest, {lowest:.4f} at step {at}, "
             f"while the training loss fell from {trained_then:.4f} to {trained:.4f}: the model learns its rows by "
             "heart. Train shorter (evaluate.patience ends in time and exports the best step), on more data, or with a "
             "lower optim.lr",

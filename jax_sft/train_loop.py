@@ -403,12 +403,13 @@ def _steps(
 def _evaluate(run: _Run, params: Any, metrics: Metrics, progress: RunProgress, step: int) -> float | None:
     """Measure a step, and remember it. Returns what decides if it is the best so far."""
     found = run.evaluations.at(step, params, metrics)
-    gap = progress.gap(found)
-    if gap is not None:
-        metrics.write(step, {"validation/gap": gap})
-    alarm = progress.overfitting(found, run.config)
-    if alarm is not None:
-        metrics.write_alarm(alarm)
+    trained = progress.trained_mean()
+    if trained is not None and found.losses is not None:
+        loss = found.losses.loss
+        metrics.write(step, {"validation/gap": loss - trained})
+        alarm = progress.overfitting(step, loss, trained, rise=run.config.evaluate.overfitting_rise)
+        if alarm is not None:
+            metrics.write_alarm(alarm)
     return progress.take(found, run.config)
 
 

@@ -58,6 +58,7 @@ SIDEWAYS = {
     "checkpoint": {"progress", "seal"},
     "parameters": {"hf"},
     "evaluate": {"generate", "loss"},
+    "report": {"evaluate"},
     "step_log": {"loss", "metrics", "train_step"},
     "manifest": {"metrics"},
     "stream_state": {"metrics"},

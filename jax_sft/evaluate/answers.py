@@ -82,6 +82,14 @@ def encoded_prompt(template: ChatTemplate, asked: Messages | str) -> list[int]:
     return template.encode_prompt(asked)
 
 
+def has_room(template: ChatTemplate, asked: Messages | str, *, max_positions: int, max_new_tokens: int) -> bool:
+    """Whether an answer fits behind it into the model's context; not if the template refuses it."""
+    try:
+        return len(encoded_prompt(template, asked)) + max_new_tokens <= max_positions
+    except ValueError:
+        return False
+
+
 def batches_of(lengths: Sequence[int]) -> list[list[int]]:
     """Rows in batches: the shortest prompts together, so that few are filled up; a few rows stay in order."""
     if len(lengths) <= ROWS_AT_ONCE:

@@ -6,12 +6,10 @@ In: `Prediction`s. Out: the file, whole or not at all.
 import dataclasses
 import json
 import os
-import pathlib
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jax_sft.disk import told_if_full
+from jax_sft.disk import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +32,10 @@ def write_predictions(path: str | os.PathLike[str], rows: Iterable[Prediction]) 
         ValueError: a row that JSON cannot hold, such as a score that is not a number.
         OSError: the file cannot be written.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     count = 0
-    try:
-        # What is no Unicode, half a surrogate pair, becomes the escape that JSON has for it.
-        with told_if_full(path), partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for count, row in enumerate(rows, 1):
-                file.write(_line(row, count) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        for count, row in enumerate(rows, 1):
+            file.write(_line(row, count) + "\n")
     return count
 
 

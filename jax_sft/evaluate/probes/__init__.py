@@ -6,6 +6,6 @@ text, no jax. `prompts` reads probes, `judge` judges an answer, `continuing` kno
 
 from jax_sft.evaluate.probes.judge import BEHAVIOURS, Judgement, judge
 from jax_sft.evaluate.probes.prompts import Probe, as_plain_text, read_prompts
-from jax_sft.evaluate.probes.shares import summary, table
+from jax_sft.evaluate.probes.shares import summary, table, wilson
 
-__all__ = ["BEHAVIOURS", "Judgement", "Probe", "as_plain_text", "judge", "read_prompts", "summary", "table"]
+__all__ = ["BEHAVIOURS", "Judgement", "Probe", "as_plain_text", "judge", "read_prompts", "summary", "table", "wilson"]

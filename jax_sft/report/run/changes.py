@@ -5,18 +5,16 @@ paired bootstrap over prompts (Koehn 2004), with a fixed seed. Numpy only.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jax_sft.evaluate.probes import BEHAVIOURS, wilson
 from jax_sft.report.run.record import Answer, RunRecord, finite
 
 DRAWS, SEED = 2000, 0
 _AT_ONCE = 200  # draws that are held in memory
-_Z = 1.959964  # of a normal distribution: 95 % lie within as many deviations
 _SAME = 5e-4  # of the scale: rows give the reported value if they are as near as this
-_BEHAVIOURS = ("answers", "stops", "no_loop", "language", "role", "recall", "format")
 _FOLLOWED = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
 Interval = tuple[float, float]
 
@@ -81,7 +79,7 @@ def before_and_after(record: RunRecord) -> tuple[Side, Side]:
 def probe_changes(one: Side, two: Side) -> list[Change]:
     """The behaviours, in the order in which they are told; shares with intervals of their own (Wilson 1927)."""
     return [
-        _share_change(one, two, "probes", behaviour) for behaviour in _BEHAVIOURS if _has(one, two, "probes", behaviour)
+        _share_change(one, two, "probes", behaviour) for behaviour in BEHAVIOURS if _has(one, two, "probes", behaviour)
     ]
 
 
@@ -132,15 +130,6 @@ def paired_interval(before: np.ndarray, after: np.ndarray, *, seed: int = SEED, 
         return None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def wilson(share: float, count: float) -> Interval:
-    """The 95 % interval of a share of `count` answers; (0, 1) of none (Wilson 1927)."""
-    if count <= 0:
-        return 0.0, 1.0
-    middle, scale = share + _Z * _Z / (2 * count), 1 + _Z * _Z / count
-    half = _Z * math.sqrt(max(share * (1 - share), 0.0) / count + _Z * _Z / (4 * count * count))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def row_of(answer: Answer, kind: str, name: str) -> tuple[float, float] | None:

@@ -3,12 +3,11 @@
 In: folders. Out: an HTML file, PNG files if asked for, and lines to print.
 """
 
-import os
 import pathlib
 import re
-import secrets
 from collections.abc import Sequence
 
+from jax_sft.disk import written_whole
 from jax_sft.report.run.page import comparison_page, run_page
 from jax_sft.report.run.pictures import write_pngs
 from jax_sft.report.run.record import read_run
@@ -42,7 +41,9 @@ def report(
     path = first.workdir / name if out is None else pathlib.Path(out)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name the file that the page is written to, such as {path / name}")
-    _write(path, run_page(first) if is_alone else comparison_page(first, last))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(run_page(first) if is_alone else comparison_page(first, last))
     lines = terminal_lines(first) if is_alone else comparison_lines(first, last)
     for letter, record in zip("AB", records, strict=False):
         if png is not None:
@@ -50,14 +51,3 @@ def report(
             written = write_pngs(record, folder)
             lines.append(f"{len(written)} plots are in {folder}")
     return [*lines, f"the page is {path}"]
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Write the page whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from jax_sft.evaluate.probes import wilson
 from jax_sft.report.run import read_run
 from jax_sft.report.run.changes import (
     Side,
@@ -11,7 +12,6 @@ from jax_sft.report.run.changes import (
     paired_interval,
     probe_changes,
     rule_changes,
-    wilson,
 )
 from tests.report.run.workdirs import make_run, put_lines
 
