@@ -5,8 +5,8 @@ result does not move with the batch size.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from jax_sft.batch import Batch
 from jax_sft.data.loader import Loader
 from jax_sft.loss import Tally
 from jax_sft.sharding import local_rows, put_batch
+
+_Sums = TypeVar("_Sums")  # a tree of sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +46,31 @@ def evaluate_losses(
     label: str = "evaluating",
 ) -> Losses:
     """Run the whole loader once. Every process must call it; every process gets the same result."""
-    rows = local_rows(mesh, batch_size=loader.batch_size)
     total: Tally | None = None
-    bar = tqdm(
-        total=loader.total_steps, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0
-    )
-    with bar:
-        for _, batch in loader.prefetch(0, loader.total_steps, rows=rows):
-            placed = put_batch(batch, mesh, rows=rows, batch_size=loader.batch_size)
-            tally = jax.device_get(eval_step(params, frozen, Batch(*(x[0] for x in placed))))
-            # float64 sums on the host: a set of millions of tokens loses digits in float32.
-            tally = jax.tree.map(lambda x: np.asarray(x, np.float64), tally)
-            total = tally if total is None else jax.tree.map(np.add, total, tally)
-            bar.update()
+    for _, _, placed in placed_batches(loader, mesh, label=label):
+        total = added(total, eval_step(params, frozen, placed))
     assert total is not None, "a tokenised set is never empty"
     return Losses(**total.mean(), by_source=total.by_source(sources))
+
+
+def placed_batches(
+    loader: Loader, mesh: Mesh, *, label: str, count: int | None = None
+) -> Iterator[tuple[int, Batch, Batch]]:
+    """The first `count` batches of a loader, or all: number, rows of this process, and the whole on the devices.
+
+    With a progress bar. Every process must go through it.
+    """
+    rows = local_rows(mesh, batch_size=loader.batch_size)
+    count = loader.total_steps if count is None else count
+    bar = tqdm(total=count, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0)
+    with bar:
+        for number, batch in loader.prefetch(0, count, rows=rows):
+            placed = put_batch(batch, mesh, rows=rows, batch_size=loader.batch_size)
+            yield number, batch, Batch(*(x[0] for x in placed))
+            bar.update()
+
+
+def added(total: _Sums | None, found: _Sums) -> _Sums:
+    """Sums of a batch on top of those before, in float64 on the host: in float32 millions of tokens lose digits."""
+    found = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(found))
+    return found if total is None else jax.tree.map(np.add, total, found)

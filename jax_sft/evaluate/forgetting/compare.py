@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 from jax_sft.batch import Batch
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.forgetting.drift import Drift
+from jax_sft.evaluate.losses import added, placed_batches
 from jax_sft.loss import at_predicted
 from jax_sft.model.layers import capped
-from jax_sft.sharding import batch_sharding, batch_shards, constrain, local_rows, put_batch, replicated, weight_spec
+from jax_sft.sharding import batch_sharding, batch_shards, constrain, local_rows, replicated, weight_spec
 
 Params = Any  # nested dict of arrays
 ReferenceStep = Callable[[Params, Params, Batch], jax.Array]
@@ -130,12 +130,9 @@ def reference_of(
     step = make_reference_step(graphdef, mesh=mesh)
     hidden, checksums = [], []
     count = loader.total_steps if max_batches is None else min(max_batches, loader.total_steps)
-    with _bar(count, label) as bar:
-        for _, batch in loader.prefetch(0, count, rows=rows):
-            placed = put_batch(batch, mesh, rows=rows, batch_size=loader.batch_size)
-            hidden.append(_rows_here(step(params, frozen, Batch(*(x[0] for x in placed))), rows))
-            checksums.append(_checksum(batch))
-            bar.update()
+    for _, batch, placed in placed_batches(loader, mesh, label=label, count=count):
+        hidden.append(_rows_here(step(params, frozen, placed), rows))
+        checksums.append(_checksum(batch))
     return Reference(tuple(hidden), _kept_head(graphdef, params, frozen, mesh), tuple(checksums))
 
 
@@ -165,17 +162,11 @@ def measure_drift(
     if count > loader.total_steps:
         raise ValueError(_other_batches(f"it has {count} batches, the loader {loader.total_steps}"))
     total: Sums | None = None
-    with _bar(count, label) as bar:
-        for i, batch in loader.prefetch(0, count, rows=rows):
-            if _checksum(batch) != reference.checksums[i]:
-                raise ValueError(_other_batches(f"batch {i} holds other tokens"))
-            placed = put_batch(batch, mesh, rows=rows, batch_size=loader.batch_size)
-            base_h_BPX = _on_devices(reference.hidden[i], mesh, rows=rows, batch_size=loader.batch_size)
-            found = drift_step(params, frozen, Batch(*(x[0] for x in placed)), base_h_BPX, reference.head_VX)
-            # float64 sums on the host: a set of millions of tokens loses digits in float32.
-            found = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(found))
-            total = found if total is None else jax.tree.map(np.add, total, found)
-            bar.update()
+    for i, batch, placed in placed_batches(loader, mesh, label=label, count=count):
+        if _checksum(batch) != reference.checksums[i]:
+            raise ValueError(_other_batches(f"batch {i} holds other tokens"))
+        base_h_BPX = _on_devices(reference.hidden[i], mesh, rows=rows, batch_size=loader.batch_size)
+        total = added(total, drift_step(params, frozen, placed, base_h_BPX, reference.head_VX))
     assert total is not None, "a loader has at least one batch"
     return _drift(total, sources, bytes_by_source if count == loader.total_steps else None)
 
@@ -321,7 +312,3 @@ def _checksum(batch: Batch) -> int:
 
 def _other_batches(what: str) -> str:
     return f"the reference is of other batches ({what}); make it anew with the loader, mesh and batch size of now"
-
-
-def _bar(count: int, label: str) -> tqdm:
-    return tqdm(total=count, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0)
