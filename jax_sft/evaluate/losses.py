@@ -61,10 +61,10 @@ def placed_batches(
     With a progress bar. Every process must go through it.
     """
     rows = local_rows(mesh, batch_size=loader.batch_size)
-    count = loader.total_steps if count is None else count
-    bar = tqdm(total=count, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0)
+    steps = loader.total_steps if count is None else count
+    bar = tqdm(total=steps, desc=label, unit="batch", delay=2, leave=False, disable=jax.process_index() > 0)
     with bar:
-        for number, batch in loader.prefetch(0, count, rows=rows):
+        for number, batch in loader.prefetch(0, steps, rows=rows):
             placed = put_batch(batch, mesh, rows=rows, batch_size=loader.batch_size)
             yield number, batch, Batch(*(x[0] for x in placed))
             bar.update()
