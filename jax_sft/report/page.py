@@ -4,10 +4,7 @@ In: the sets of a run with their loaders and `Summary`s, a tokenizer, a `Card`. 
 the data is escaped, and a policy in the page lets no script run but its own, by its hash.
 """
 
-import base64
 import dataclasses
-import hashlib
-import pathlib
 import re
 import string
 from collections.abc import Iterator, Mapping
@@ -19,6 +16,7 @@ from jax_sft.data.conversation import Account
 from jax_sft.data.dataset import TokenizedSet
 from jax_sft.data.loader import Loader
 from jax_sft.report.card import Card
+from jax_sft.report.frame import framed, part
 from jax_sft.report.plots import bars, escape, histogram, stacked, strips
 from jax_sft.report.summary import Histogram, Summary
 from jax_sft.report.tokens import articles, chosen
@@ -26,7 +24,6 @@ from jax_sft.report.tokens import articles, chosen
 _MOST_ROWS = 8  # packed rows that are drawn
 _MOST_REASONS = 100  # of one kind; the others are summed
 _NAME, _PLACE = 120, 200  # characters of names and places of the data: nobody promised that they are short
-_HERE = pathlib.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +41,13 @@ def html_page(views: Mapping[str, View], tokenizer: Any, card: Card, *, count: i
     Args:
         count: sequences of the training set that are shown token by token; fewer where the page would become too large.
     """
-    view, style, script = views["train"], *(_part(f"page.{kind}").strip() for kind in ("css", "js"))
+    view = views["train"]
     summary = view.summary
     shown = articles(view.dataset, tokenizer, chosen(view.dataset, count))
     plots = [summary.length, summary.trained_share, summary.answers, summary.answer_length]
-    return string.Template(_part("page.html")).substitute(
-        title=escape(card.name, limit=_PLACE),
-        style=style,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    title = escape(card.name, limit=_PLACE)
+    body = string.Template(part("page.html")).substitute(
+        title=title,
         fingerprint=escape(summary.fingerprint),
         account=_account(summary.account),
         facts=_facts(summary),
@@ -65,10 +60,7 @@ def html_page(views: Mapping[str, View], tokenizer: Any, card: Card, *, count: i
         shown=f"{len(shown):,} of {len(view.dataset):,}",
         sequences="".join(shown),
     )
-
-
-def _part(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
+    return framed(f"Training data: {title}", body, styles=("page.css",), scripts=("filter.js", "page.js"))
 
 
 def _fields(of: Histogram) -> tuple[str, tuple[str, ...], tuple[int, ...]]:

@@ -110,7 +110,8 @@ def test_sequences_are_found_by_source_and_by_text(tmp_path):
         sequences.append(sequence_of(ids, [0.0] + [1.0] * (len(ids) - 1), source=source))
     page = POLICY.sub("", page_of(make_set(sequences), tokenizer))  # or the script that follows would not run
     ask = """<script>
-        const log = [];
+        const form = document.getElementById("filter"), log = [];
+        const [select, input, output] = form.querySelectorAll("select, input, output");
         for (const [source, text] of [["", ""], ["a", ""], ["", "TRAIN"], ["a", "train"], ["c", "train"]]) {
           select.value = source; input.value = text;
           input.dispatchEvent(new Event("input", {bubbles: true}));

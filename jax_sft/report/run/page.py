@@ -5,12 +5,10 @@ files is escaped, and a policy in the page lets no script run but its own, by it
 a script: the numbers of the plots are attributes.
 """
 
-import base64
-import hashlib
-import pathlib
 import string
 from collections.abc import Iterable, Sequence
 
+from jax_sft.report.frame import framed, part
 from jax_sft.report.plots import escape
 from jax_sft.report.run import facts
 from jax_sft.report.run.changes import (
@@ -28,7 +26,6 @@ from jax_sft.report.run.draw import figure
 from jax_sft.report.run.pairs import Pair, first_and_last, last_of_both, shown
 from jax_sft.report.run.record import Answer, RunRecord, mapping
 
-_HERE = pathlib.Path(__file__).parent
 _NAME, _PLACE = 120, 300  # characters of names and values of the run: nobody promised that they are short
 _PROMPT, _ANSWER = 2000, 4000  # characters of a prompt and of an answer
 _REASONS = 20  # for which conversations were dropped
@@ -96,21 +93,19 @@ def warnings(a: RunRecord, b: RunRecord) -> list[str]:
 
 def _page(title: str, heading: str, about: str, sections: Sequence[Section]) -> str:
     there = [section for section in sections if section[2]]
-    script = _part(_HERE / "run.js")
-    return string.Template(_part(_HERE / "run.html")).substitute(
-        title=escape(title, limit=_PLACE),
+    body = string.Template(part("run/run.html")).substitute(
         heading=escape(heading, limit=_PLACE),
         about=escape(about, limit=1000),
         nav="".join(f'<a href="#{id}">{escape(name)}</a>' for id, name, _ in there),
         sections="\n".join(f'<section id="{id}"><h2>{escape(name)}</h2>\n{body}</section>' for id, name, body in there),
-        style=f"{_part(_HERE.parent / 'page.css')}\n{_part(_HERE / 'run.css')}",
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _part(path: pathlib.Path) -> str:
-    return path.read_text(encoding="utf-8").strip()
+    return framed(
+        escape(title, limit=_PLACE),
+        body,
+        styles=("page.css", "run/run.css"),
+        scripts=("filter.js", "run/run.js"),
+        more_policy="; base-uri 'none'; form-action 'none'",
+    )
 
 
 def _alarm(text: str, *, is_stop: bool = False) -> str:
@@ -255,7 +250,8 @@ def _answers(pairs: Sequence[Pair], heads: tuple[str, str]) -> str:
     kept, missing = shown(list(pairs))
     left = f'<p class="quiet">{missing:,} more are not on this page; they are in the workdir.</p>' if missing else ""
     choices = "".join(
-        f'<label>{name} <select><option value="">all</option></select></label>' for name in ("Kind", "Change")
+        f'<label>{name} <select name="{name.lower()}"><option value="">all</option></select></label>'
+        for name in ("Kind", "Change")
     )
     return (
         f'<div class="tools"><form id="filter" hidden>{choices}<label>Text <input type="search" autocomplete="off" '

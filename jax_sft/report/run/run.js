@@ -1,4 +1,3 @@
-"use strict";
 // Everything is on the page without this: it adds the values under the pointer, or by the arrow keys, and a filter.
 const tip = document.getElementById("tip");
 const told = value => value === null ? "not finite" : String(Number(value.toPrecision(5)));
@@ -52,29 +51,4 @@ for (const figure of document.querySelectorAll("[data-plot]")) {
     show(to);
   });
 }
-const form = document.getElementById("filter");
-if (form) {
-  const [kind, change, input] = form.querySelectorAll("select, input"), output = form.querySelector("output");
-  const pairs = [...document.querySelectorAll(".pair")].map(node => ({
-    node, kind: node.dataset.kind, change: node.dataset.change,
-    text: [...node.querySelectorAll(".id, .text")].map(part => part.textContent).join("\n").toLowerCase(),
-  }));
-  for (const [select, key] of [[kind, "kind"], [change, "change"]]) {
-    for (const value of new Set(pairs.map(one => one[key]))) select.add(new Option(value, value));
-  }
-  const filter = () => {
-    const wanted = input.value.toLowerCase();
-    let count = 0;
-    for (const one of pairs) {
-      const fits = (kind.selectedIndex < 1 || one.kind === kind.value)
-        && (change.selectedIndex < 1 || one.change === change.value) && one.text.includes(wanted);
-      one.node.hidden = !fits;
-      count += fits;
-    }
-    output.textContent = count + " of " + pairs.length + " shown";
-  };
-  form.addEventListener("input", filter);
-  form.addEventListener("submit", event => event.preventDefault());
-  form.hidden = pairs.length < 2;
-  filter();
-}
+filterBy(".pair", ".id, .text");
