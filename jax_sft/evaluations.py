@@ -45,13 +45,11 @@ class Measured:
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)  # all of it, as metrics.jsonl names it
 
     def deciding(self, config: RunConfig) -> float | None:
-        """What tells which step is the best, the lower the better; None if nothing was measured.
+        """What tells which step is the best, the lower the better; None if there is no validation set.
 
         Raises:
             ValueError: `evaluate.best` names what is not measured.
         """
-        if not self.values:
-            return None
         key = deciding_key(config.evaluate.best)
         if key not in self.values and config.evaluate.best is not None:
             known = sorted(self.values)

@@ -106,6 +106,14 @@ def test_a_best_that_nothing_measures_is_refused_before_training(folder, tmp_pat
         train(asking(folder, best="metric/validation/f2"), tmp_path / "run", command="test")
 
 
+def test_a_best_of_a_run_that_measures_nothing_is_refused_too(folder, tmp_path):
+    config = default()
+    config.update(asking(folder, probes=None, rules=None, metrics=(), behaviour_every_steps=None).to_dict())
+    config.data.validation, config.evaluate.prompts, config.evaluate.best = (), ("hi",), "probes/answers"
+    with pytest.raises(ValueError, match=r"evaluate.best = 'probes/answers' is not measured"):
+        train(from_config_dict(config), tmp_path / "run", command="test")
+
+
 def test_a_run_that_learns_by_heart_raises_an_alarm(folder, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join((folder / "train.jsonl").read_text().splitlines(keepends=True)[:2]))
