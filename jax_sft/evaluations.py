@@ -6,8 +6,10 @@ evaluations/STEP.json and evaluations/STEP.predictions.jsonl in the workdir. Eve
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,7 @@ from jax_sft.evaluate import behaviour, probes, rules
 from jax_sft.evaluate.answers import Answer, Messages, answer, has_room
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.evaluate.metrics import write_predictions
+from jax_sft.exam import broadcast
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained
 from jax_sft.metrics import Metrics
@@ -51,7 +54,9 @@ class Measured:
             ValueError: `evaluate.best` names what is not measured.
         """
         key = deciding_key(config.evaluate.best)
-        if key not in self.values and config.evaluate.best is not None:
+        # A behaviour that applied to none of the answers is not there this time.
+        is_behaviour = config.evaluate.probes is not None and key.removeprefix("probes/") in probes.BEHAVIOURS
+        if key not in self.values and config.evaluate.best is not None and not is_behaviour:
             known = sorted(self.values)
             raise ValueError(
                 f"evaluate.best = {config.evaluate.best!r} is not measured{did_you_mean(key, known)}; what is: "
@@ -93,7 +98,8 @@ class Evaluations:
             name: asked.measure(self._asking(params, f"{name or 'probes and rules'} at step {step}"))
             for name, asked in self.asked.items()
         }
-        values = dict(_numbers(reports))
+        # One process has the say: a program may run out of its time on one host alone.
+        values: dict[str, float] = json.loads(broadcast(json.dumps(dict(_numbers(reports))).encode()))
         metrics.write(step, values)
         if jax.process_index() == 0:
             self._write(step, reports)
@@ -188,8 +194,8 @@ def asked_of(config: RunConfig, base: Pretrained) -> dict[str, behaviour.Asked]:
     is_templated = base.chat_template is not None
     if of.probes is not None or of.rules is not None:
         found[""] = behaviour.Asked(
-            probes=() if of.probes is None else probes.read_prompts(None if of.probes == OWN_PROMPTS else of.probes),
-            rules=() if of.rules is None else rules.read_prompts(None if of.rules == OWN_PROMPTS else of.rules),
+            probes=() if of.probes is None else probes.read_prompts(_file(of.probes)),
+            rules=() if of.rules is None else rules.read_prompts(_file(of.rules)),
             templated=is_templated,
         )
     for name, parts in validation_groups(config.data).items() if of.metrics else ():
@@ -214,14 +220,23 @@ def asked_of(config: RunConfig, base: Pretrained) -> dict[str, behaviour.Asked]:
     return found
 
 
-def forget_after(workdir: pathlib.Path, step: int | None) -> None:
-    """Delete what was measured of steps that are trained anew: those after `step`, or all of them."""
+def fingerprint_of(asked: Mapping[str, behaviour.Asked], max_new_tokens: int) -> str:
+    """Of all prompts and what is measured of their answers, and how long these may be."""
+    return hashlib.blake2b(repr((asked, max_new_tokens)).encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def forget_after(workdir: pathlib.Path, step: int | None, *, owed_step: int) -> None:
+    """Delete what was measured of steps that are trained or evaluated anew: `owed_step`, those after `step`, or all."""
     if jax.process_index() > 0:
         return
     for path in (workdir / _FOLDER).glob("*.json*"):
         number = path.name.partition(".")[0]
-        if number.isdigit() and (step is None or int(number) > step):
+        if number.isdigit() and (step is None or int(number) > step or int(number) == owed_step):
             path.unlink()
+
+
+def _file(prompts: str) -> str | None:
+    return None if prompts == OWN_PROMPTS else os.path.expanduser(prompts)
 
 
 def _place(workdir: pathlib.Path, step: int) -> pathlib.Path:

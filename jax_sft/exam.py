@@ -137,6 +137,8 @@ def _from_first_process(make: Callable[[], Exam]) -> Exam:
 
 def broadcast(text: bytes) -> bytes:
     """The bytes of process 0, on every process."""
+    if jax.process_count() == 1:
+        return text
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     held = np.frombuffer(text.ljust(length, b"\0")[:length], np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(held), np.uint8))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_sft.config import QualityConfig, RunConfig, SetConfig
+from jax_sft.config import QualityConfig, RunConfig, SetConfig, deciding_key
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
 from jax_sft.data.dataset import OPTIONS, TokenizedSet, check_context, tokenize
@@ -86,9 +86,15 @@ def _check_measured(config: RunConfig, train_set: TokenizedSet, validation_set: 
         )
 
 
-def measured_by(config: RunConfig, validation_set: TokenizedSet | None) -> str | None:
-    """What losses must share to be compared: the validation set, and which part of it decides."""
-    said = ["" if validation_set is None else validation_set.fingerprint, config.evaluate.best]
+def measured_by(config: RunConfig, validation_set: TokenizedSet | None, asked: str) -> str | None:
+    """What deciding numbers must share to be compared: the validation set, which of them decides, and what was asked.
+
+    Args:
+        asked: a fingerprint of probes, rules and tasks.
+    """
+    best = config.evaluate.best
+    of_answers = asked if deciding_key(best).startswith(("probes/", "rules/", "metric/")) else ""
+    said = ["" if validation_set is None else validation_set.fingerprint, best, of_answers]
     return " ".join(filter(None, said)) or None
 
 

@@ -84,6 +84,8 @@ class RunProgress:
 
     def overfitting(self, step: int, loss: float, trained: float, *, rise: float | None) -> Alarm | None:
         """An alarm if the validation loss is well above its lowest while the training loss has gone on falling."""
+        if not math.isfinite(loss):
+            return None
         if self.lowest is None or loss < self.lowest[1]:
             self.lowest = (step, loss, trained)
             return None

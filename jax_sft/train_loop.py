@@ -28,7 +28,7 @@ from jax_sft.data.loader import Loader
 from jax_sft.data.stream.loader import StreamLoader
 from jax_sft.disk import told_if_full
 from jax_sft.evaluate.losses import Losses
-from jax_sft.evaluations import Evaluations, asked_of, forget_after
+from jax_sft.evaluations import Evaluations, asked_of, fingerprint_of, forget_after
 from jax_sft.exam import make_exam
 from jax_sft.export import Export, training_facts, write_trained
 from jax_sft.hf.load import Pretrained
@@ -144,13 +144,14 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     train_set, validation_set = load_sets(config, base.template, workdir, max_positions=base.config.max_positions)
     fingerprint = resume_fingerprint(config, base, train_set) | plan.fingerprint
     measured = validation_set.fingerprint if validation_set else None
-    check_agreement({"config": _told(config), "validation": measured} | fingerprint)
+    asked = asked_of(config, base)
+    asked_hash = fingerprint_of(asked, config.evaluate.max_new_tokens)
+    check_agreement({"config": _told(config), "validation": measured, "prompts": asked_hash} | fingerprint)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = training_loader(config, train_set, sources, base.template)
     for line in loader.mixture_lines():
         _log.info(line)
     rows = local_rows(mesh, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
-    asked = asked_of(config, base)
 
     with jax.set_mesh(mesh):
         graphdef = build(base.config, dtype=config.model.dtype, attention=config.model.attention, lora=plan.lora)
@@ -168,14 +169,16 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
         restored = checkpoints.restore(state_shape)
         if restored is None:
             start_step, progress = 0, RunProgress()
-            progress.validation = measured_by(config, validation_set)
+            progress.validation = measured_by(config, validation_set, asked_hash)
             trained, frozen = plan.load(base, mesh, seed=config.seed)
             state = init_state(trained, tx, mesh)
         else:
             start_step, state, notes = restored
             frozen = plan.load_frozen(base, mesh)
             progress = RunProgress.from_notes(notes)
-            progress.compare_validation(measured_by(config, validation_set))
+            if progress.owed_step != start_step:  # made up for by an earlier start
+                progress.owed_step = -1
+            progress.compare_validation(measured_by(config, validation_set, asked_hash))
             checkpoints.count_losses_of(progress.validation)
             if isinstance(loader, StreamLoader):
                 loader.go_on_from(progress.lanes)
@@ -229,7 +232,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 start_step=start_step,
                 command=command,
             )
-        forget_after(workdir, None if restored is None else start_step)
+        forget_after(workdir, None if restored is None else start_step, owed_step=progress.owed_step)
         metrics = Metrics(
             workdir,
             start_step=None if restored is None else start_step,
@@ -390,7 +393,7 @@ def _steps(
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if progress.is_over(config):
         _log.info(
-            "the training ends at step %d of %d: %d evaluations in a row without a lower validation loss",
+            "the training ends at step %d of %d: %d evaluations in a row without a better step",
             done, run.loader.total_steps, progress.waited,
         )  # fmt: skip
     elif start_step == total:
@@ -459,7 +462,8 @@ def _best_params(run: _Run, params: Any, progress: RunProgress, done: int) -> tu
     """
     run.checkpoints.wait()
     loss = progress.after_loss if progress.after_step == done else None
-    best = done if loss is not None and loss == progress.best_loss else run.checkpoints.best_step
+    is_best = loss is not None and loss == progress.best_loss and not progress.waited  # of equals the first
+    best = done if is_best else run.checkpoints.best_step
     if best is None or best == done:
         return done, params, None
     shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)

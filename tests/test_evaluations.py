@@ -9,6 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from jax_sft.config import ConfigError, RunConfig, default, from_config_dict
+from jax_sft.evaluations import Measured
+from jax_sft.run_progress import RunProgress
+from jax_sft.signals import Signals
 from jax_sft.train_loop import train
 from tests.tiny import run_config
 
@@ -106,12 +109,76 @@ def test_a_best_that_nothing_measures_is_refused_before_training(folder, tmp_pat
         train(asking(folder, best="metric/validation/f2"), tmp_path / "run", command="test")
 
 
-def test_a_best_of_a_run_that_measures_nothing_is_refused_too(folder, tmp_path):
+def test_a_best_of_a_run_that_measures_nothing_is_refused_too(folder):
     config = default()
     config.update(asking(folder, probes=None, rules=None, metrics=(), behaviour_every_steps=None).to_dict())
     config.data.validation, config.evaluate.prompts, config.evaluate.best = (), ("hi",), "probes/answers"
-    with pytest.raises(ValueError, match=r"evaluate.best = 'probes/answers' is not measured"):
-        train(from_config_dict(config), tmp_path / "run", command="test")
+    with pytest.raises(ConfigError, match=r"evaluate.best = 'probes/answers' is not measured; set evaluate.probes"):
+        from_config_dict(config)
+
+
+def test_of_steps_that_are_equally_good_the_first_is_exported(folder, tmp_path, caplog):
+    # Within two tokens nothing stops: the share is 0 at every step.
+    config = asking(folder, best="probes/stops", max_new_tokens=2, patience=1, behaviour_every_steps=None)
+    caplog.set_level("INFO", logger="jax_sft")
+    outcome = train(config, tmp_path / "run", command="test")
+    assert outcome.step == 2
+    assert "the weights of step 1 are exported" in caplog.text and "without a better step" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("looks", "steps", "every_steps"),
+    [
+        ((2, 1, None, None), [2, 3, 4, 4], 2),  # at 2 with its evaluation owed; at 3; to the end; nothing left to do
+        ((5, None, None), [4, 4, 4], None),  # that of the last step is owed
+    ],
+)
+def test_an_evaluation_that_was_made_up_for_stays_through_later_starts(
+    folder, tmp_path, monkeypatch, looks, steps, every_steps
+):
+    config = asking(folder, every_steps=2, behaviour_every_steps=every_steps)
+
+    class Stopped(Signals):
+        """A signal comes during a step."""
+
+        after: int | None = None
+
+        @property
+        def received(self):
+            self.looks = getattr(self, "looks", 0) + 1
+            return self.after is not None and self.looks >= self.after
+
+        @received.setter
+        def received(self, value):
+            pass
+
+    monkeypatch.setattr("jax_sft.train_loop.Signals", Stopped)
+    monkeypatch.setattr(Signals, "stop_if_received", lambda self: None)
+    found = []
+    for Stopped.after in looks:
+        found.append(train(config, tmp_path / "run", command="test").step)
+    assert found == steps
+    train(config, tmp_path / "whole", command="test")
+
+    def told(name: str) -> list[tuple[int, list[str]]]:
+        timings = ("seconds", "per_s", "mfu", "padding_share")
+        lines = lines_of(tmp_path / name)
+        return sorted((x["step"], sorted(k for k in x if not any(t in k for t in timings))) for x in lines)
+
+    assert told("run") == told("whole")
+
+
+def test_a_loss_that_is_not_finite_is_no_lowest():
+    progress = RunProgress()
+    assert progress.overfitting(2, float("nan"), 2.0, rise=0.02) is None
+    assert progress.overfitting(4, 1.5, 1.9, rise=0.02) is None and progress.lowest == (4, 1.5, 1.9)
+    assert progress.overfitting(6, 1.6, 1.0, rise=0.02) is not None
+
+
+def test_a_behaviour_that_applied_to_no_answer_is_not_measured_this_time(folder):
+    config = asking(folder, best="probes/language")
+    assert Measured(2, values={"probes/answers": 0.5}).deciding(config) is None
+    assert Measured(2, values={"probes/language": 0.5}).deciding(config) == -0.5
 
 
 def test_a_run_that_learns_by_heart_raises_an_alarm(folder, tmp_path):
@@ -144,6 +211,8 @@ def test_a_run_that_learns_in_good_order_raises_none(measured):
             {"probes": None, "rules": None, "metrics": ()},
             "behaviour_every_steps is set, but none of evaluate.probes, rules and metrics",
         ),
+        ({"best": "forgetting/kl"}, "evaluate.best = 'forgetting/kl' is no name of metrics.jsonl"),
+        ({"best": "rules/prompt_loose", "rules": None}, "is not measured; set evaluate.rules"),
         ({"best": "loss/odd"}, "evaluate.best = 'loss/odd' is no name of metrics.jsonl"),
     ],
 )

@@ -64,6 +64,7 @@ SIDEWAYS = {
     "stream_state": {"metrics"},
     "certificate": {"exam"},
     "export": {"certificate", "exam"},
+    "evaluations": {"exam"},
     "run_progress": {"evaluations"},
     "train_loop": {"evaluations", "exam", "export", "run_data", "run_progress"},
     "chat": {"assistant"},

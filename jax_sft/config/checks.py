@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,13 @@ METRICS = (
     "exact_match", "f1", "final_number", "label_accuracy", "json_valid", "json_match", "bleu", "chrf", "rouge1",
     "rouge2", "rougeL", "pass_at_1",
 )  # fmt: skip
-_MEASURED = ("validation/", "probes/", "rules/", "metric/", "forgetting/")  # what may decide which step is the best
+# What may decide which step is the best, and where it comes from.
+_MEASURED = {
+    "validation/": "data.validation or data.holdout",
+    "probes/": "evaluate.probes",
+    "rules/": "evaluate.rules",
+    "metric/": "evaluate.metrics",
+}
 # Keys of data.quality that a rule alone looks at: with the rule "off" they would do nothing.
 _KEYS_OF_RULE = {
     "wrong_language": ("language_by",),
@@ -142,7 +149,7 @@ def _behaviour_checks(run: RunConfig) -> Iterator[str]:
     of = run.evaluate
     for name in ("probes", "rules"):
         path = getattr(of, name)
-        if path is not None and path != OWN_PROMPTS and not pathlib.Path(path).expanduser().is_file():
+        if path is not None and path != OWN_PROMPTS and not os.path.isfile(os.path.expanduser(path)):
             yield f"evaluate.{name}: there is no file {path}; name a JSON-lines file, or 'own' for the prompts of ours"
     for name in of.metrics:
         if name not in METRICS:
@@ -206,8 +213,15 @@ def _validation_checks(run: RunConfig) -> Iterator[str]:
             )
     names = [*data.validation_sets, *(data.sets if data.holdout else ())]
     if best is not None and "/" in best:
-        if not best.startswith(_MEASURED):
+        asks = (_is_measured(run), run.evaluate.probes, run.evaluate.rules, run.evaluate.metrics)
+        is_asked = dict(zip(_MEASURED, map(bool, asks), strict=True))
+        kind = f"{best.partition('/')[0]}/"
+        if best in names:
+            yield f"evaluate.best = {best!r} holds a slash, as names of metrics.jsonl do; write validation/loss/{best}"
+        elif kind not in _MEASURED:
             yield f"evaluate.best = {best!r} is no name of metrics.jsonl; those begin with {', '.join(_MEASURED)}"
+        elif not is_asked[kind]:
+            yield f"evaluate.best = {best!r} is not measured; set {_MEASURED[kind]}"
     elif best is not None and best not in names:
         known = f"the named sets are {', '.join(names)}" if names else "no set has a name: see data.validation_sets"
         yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
@@ -298,7 +312,7 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
             yield f"stages.{i}.weights: all are 0; give one set a weight, or leave them out"
         if stage.start == "best" and i == 0:
             yield "stages.0.start = 'best': there is no stage before it; leave it out"
-        if stage.start == "best" and not _is_measured(run):
+        if stage.start == "best" and not (_is_measured(run) or "/" in (run.evaluate.best or "")):
             yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation or data.holdout"
     ordered = [i for i, stage in enumerate(run.stages) if stage.order == "score"]
     if ordered and run.data.quality.scores is None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jax_sft.evaluate.probes import BEHAVIOURS, wilson
-from jax_sft.report.run.record import Answer, RunRecord, finite
+from jax_sft.report.run.record import Answer, RunRecord, finite, listed
 
 DRAWS, SEED = 2000, 0
+_MOST = 2**53  # a count beyond it is none
 _AT_ONCE = 200  # draws that are held in memory
 _SAME = 5e-4  # of the scale: rows give the reported value if they are as near as this
 _FOLLOWED = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
@@ -156,7 +157,7 @@ def _has(one: Side, two: Side, kind: str, name: str) -> bool:
 
 def _count(side: Side, name: str) -> int | None:
     found = side.value(name)
-    return None if found is None else int(found)
+    return None if found is None or abs(found) > _MOST else int(found)
 
 
 def _share_change(one: Side, two: Side, kind: str, name: str) -> Change:
@@ -181,7 +182,7 @@ def _metric_change(one: Side, two: Side, of: str, metric: str) -> Change:
     told = [_told(side, of, metric, full) for side in (one, two)]
     scale = next((t["scale"] for t in reversed(told) if t.get("scale") in (1, 100)), 1)
     bounds = [_bounds(t.get("interval")) for t in told]
-    notes = [str(note) for note in told[1].get("notes") or () if isinstance(note, str)]
+    notes = [str(note) for note in listed(told[1].get("notes")) if isinstance(note, str)]
     change = Change(
         metric, one.value(full), two.value(full), scale, None, bounds[0], bounds[1], note="; ".join(notes)
     )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from jax_sft.report.run.record import RunRecord, mapping
+from jax_sft.report.run.record import RunRecord, listed, mapping
 
 MOST_POINTS = 600  # of a curve
 _MOST_CURVES = 8  # of a plot: as many colours can be told apart
@@ -217,7 +217,7 @@ def _marks(record: RunRecord) -> list[Mark]:
     best = record.best_step()
     found = [] if best is None else [Mark(best, f"best, step {best:,}", "best")]
     steps, stages = record.series("stage")
-    names = [str(mapping(stage).get("name") or "") for stage in record.config.get("stages") or ()]
+    names = [str(mapping(stage).get("name") or "") for stage in listed(record.config.get("stages"))]
     for (_, before), (step, stage) in itertools.pairwise(zip(steps.tolist(), stages.tolist(), strict=True)):
         if stage != before and math.isfinite(stage):
             number = int(stage)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_sft.config import RunConfig
 from jax_sft.report.plots import short
-from jax_sft.report.run.record import RunRecord, finite, mapping
+from jax_sft.report.run.record import RunRecord, finite, listed, mapping
 
 Facts = list[tuple[str, str]]
 
@@ -38,13 +38,15 @@ def data_name(record: RunRecord) -> str:
     """The names of the sets, or of the files."""
     data = mapping(record.config.get("data"))
     names = [str(name) for name in mapping(data.get("sets"))]
-    names = names or [pathlib.PurePath(str(path)).name or str(path) for path in data.get("train") or ()]
+    names = names or [pathlib.PurePath(str(path)).name or str(path) for path in listed(data.get("train"))]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "unknown data"
 
 
 def is_finished(record: RunRecord) -> bool:
     """Whether all planned steps were done, or the export was written (a run may end early, out of patience)."""
-    return record.steps == record.total_steps or (record.workdir / "export" / "config.json").is_file()
+    return record.steps == record.total_steps or any(
+        (record.workdir / "export" / name).is_file() for name in ("config.json", "adapter_config.json")
+    )
 
 
 def progress(record: RunRecord) -> str:

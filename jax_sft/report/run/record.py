@@ -16,8 +16,8 @@ import numpy as np
 
 from jax_sft.config import deciding_key, is_better_low
 
-_EVALUATION = re.compile(r"(\d+)\.json")
-_PREDICTIONS = re.compile(r"(\d+)\.predictions\.jsonl")
+_EVALUATION = re.compile(r"(\d{1,12})\.json")
+_PREDICTIONS = re.compile(r"(\d{1,12})\.predictions\.jsonl")
 _OTHER_THAN_SCORES = {"instructions", "tokens", "count", "length_ratio"}  # numbers of a row that are not good or bad
 
 
@@ -132,14 +132,15 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
         _put(answers, _step(line), _answer(line, kind="samples"))
     metrics = {}
     folder = workdir / "evaluations"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    for path in files:
         if found := _EVALUATION.fullmatch(path.name):
             step, read = int(found[1]), _evaluation(path, notes)
             metrics[step] = _metrics(read)
             for name, value in _numbers_of(read):
                 columns.setdefault(name, {})[step] = value
     sets = {name for of in metrics.values() for name in of}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in files:
         if found := _PREDICTIONS.fullmatch(path.name):
             for line in _lines(path, notes):
                 _put(answers, int(found[1]), _answer(line, kind=_kind_of(line.get("id"), sets)))
@@ -150,6 +151,11 @@ def read_run(workdir: pathlib.Path) -> RunRecord:
 def mapping(value: Any) -> Mapping[str, Any]:
     """`value` if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def listed(value: Any) -> Sequence[Any]:
+    """`value` if it is a list, else an empty one."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def number(value: Any) -> float | None:

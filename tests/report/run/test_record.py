@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from jax_sft.report.run import read_run
+from jax_sft.report.run import read_run, run_page, terminal_lines
+from jax_sft.report.run.facts import is_finished
 from tests.report.run.workdirs import make_run, manifest_of, put_lines
 
 
@@ -83,3 +84,30 @@ def test_what_is_no_workdir_is_refused(tmp_path, files, message):
         (folder / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_run(folder)
+
+
+def test_an_exported_adapter_ends_a_run_too(tmp_path):
+    run = make_run(tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text()) | {"total_steps": 400}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert not is_finished(read_run(run))
+    (run / "export").mkdir(exist_ok=True)
+    (run / "export" / "adapter_config.json").write_text("{}")
+    assert is_finished(read_run(run))
+
+
+def test_what_is_not_of_its_form_trips_nothing_up(tmp_path):
+    run = make_run(tmp_path / "run")
+    folder = run / "evaluations"
+    (folder / "00000777.json").mkdir()
+    (folder / f"{'9' * 23}.json").write_text('{"probes": {"answers": 1}}')
+    last = json.loads((folder / "00000040.json").read_text())
+    for of in last["metrics"].values():
+        for told in of.values():
+            told["notes"] = 7
+    last["rules"]["prompts"] = 1e308
+    (folder / "00000040.json").write_text(json.dumps(last))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"] |= {"stages": True, "data": {"train": True}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "<html" in run_page(read_run(run)) and terminal_lines(read_run(run))
