@@ -5,7 +5,7 @@ resume. Out: one folder per step; restoring goes back to the newest one that is 
 Each step is sealed: checksums of its files are written into its folder before Orbax renames it into place, so a step
 is there whole and sealed, or it is not there. Orbax itself restores flipped bits without a word.
 
-    checkpoints/00000500/params/ optimizer/ host/ seal.json       checkpoints/set_aside/00000500 (was broken)
+    checkpoints/00000500/params/ [ema/] optimizer/ host/ seal.json    checkpoints/set_aside/00000500 (was broken)
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class Checkpoints:
         Waits for the save before it, if that is still being written.
 
         Args:
-            state: a dataclass with `step`, `params` and `opt_state` (a TrainState).
+            state: a dataclass with `step`, `params`, `opt_state` and `ema` (a TrainState).
             extra: what the host must remember; JSON.
             loss: the validation loss of these parameters, for keeping the best.
             wait: return only when the checkpoint is on disk and sealed.
@@ -106,6 +106,7 @@ class Checkpoints:
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
                     host=ocp.args.JsonSave({"extra": dict(extra), "fingerprint": self._fingerprint, "loss": loss}),
+                    **({} if state.ema is None else {"ema": ocp.args.StandardSave(state.ema)}),
                 ),
                 force=True,  # when to save is decided by the loop
             )
@@ -150,18 +151,24 @@ class Checkpoints:
 
         def load(step: int, extra: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
             rest = {"step": abstract_state.step, "opt_state": abstract_state.opt_state}
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(abstract_state.params), optimizer=ocp.args.StandardRestore(rest)
-                ),
+            asked = {"params": abstract_state.params, "optimizer": rest}
+            asked |= {} if abstract_state.ema is None else {"ema": abstract_state.ema}
+            restored = dict(
+                self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(**{name: ocp.args.StandardRestore(of) for name, of in asked.items()}),
+                )
             )
-            return step, dataclasses.replace(abstract_state, params=restored["params"], **restored["optimizer"]), extra
+            return step, dataclasses.replace(abstract_state, **restored.pop("optimizer"), **restored), extra
 
         return self._newest_whole(load, self.all_steps)
 
-    def restore_params(self, abstract_params: Any, *, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+    def restore_params(
+        self, abstract_params: Any, *, step: int | None = None, averaged: bool = False
+    ) -> tuple[int, Any, dict[str, Any]]:
         """The parameters alone, as (step, params, extra), of `step` or of the newest whole checkpoint.
+
+        With `averaged` their moving average, which the run must have kept.
 
         Raises:
             ValueError: there is no such checkpoint, or it is broken.
@@ -173,10 +180,9 @@ class Checkpoints:
             raise ValueError(f"{self._directory}: holds {asked}; {there}")
 
         def load(step: int, extra: dict[str, Any]) -> tuple[int, Any, dict[str, Any]]:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-            )
-            return step, restored["params"], extra
+            name = "ema" if averaged else "params"
+            asked = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract_params)})
+            return step, self._manager.restore(step, args=asked)[name], extra
 
         return self._newest_whole(load, steps if step is None else [step])
 

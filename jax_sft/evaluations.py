@@ -1,7 +1,8 @@
-"""What a run is measured by before, while and after it trains: losses, sample answers, behaviour.
+"""What a run is measured by before, while and after it trains: losses, sample answers, behaviour, forgetting.
 
-In: trained parameters at a step. Out: `Measured`; lines in the metrics and samples, and for behaviour the files
-evaluations/STEP.json and evaluations/STEP.predictions.jsonl in the workdir. Every process calls it; the first writes.
+In: trained parameters at a step. Out: `Measured`; lines in the metrics, samples and alarms, and for behaviour and
+forgetting the files evaluations/STEP.json and evaluations/STEP.predictions.jsonl in the workdir. Every process calls
+it; the first writes.
 """
 
 import dataclasses
@@ -26,12 +27,14 @@ from jax_sft.data.source import validation_groups
 from jax_sft.disk import written_whole
 from jax_sft.evaluate import behaviour, probes, rules
 from jax_sft.evaluate.answers import Answer, Messages, answer, has_room
+from jax_sft.evaluate.forgetting import judge, lines
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.evaluate.metrics import write_predictions
 from jax_sft.exam import broadcast
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained
-from jax_sft.metrics import Metrics
+from jax_sft.metrics import Alarm, Metrics
+from jax_sft.origin import GENERAL, Compared, drift_of, numbers_of
 from jax_sft.parameters import joined
 
 _log = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ class Measured:
     step: int
     losses: Losses | None = None
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)  # all of it, as metrics.jsonl names it
+    must_stop: bool = False  # it forgot more than it may
 
     def deciding(self, config: RunConfig) -> float | None:
         """What tells which step is the best, the lower the better; None if there is no validation set.
@@ -80,15 +84,46 @@ class Evaluations:
     sources: tuple[str, ...]
     eval_step: Callable[..., Any]
     asked: Mapping[str, behaviour.Asked]  # probes and rules under "", tasks under the names of their sets
+    compared: tuple[Compared, ...]  # what the model is compared with its origin by
 
     def at(self, step: int, params: Any, metrics: Metrics) -> Measured:
-        """Losses, sample answers and, if it is time for it, behaviour."""
+        """Losses, sample answers and, if it is time for them, behaviour and forgetting."""
         losses = self._losses(step, params, metrics)
         self._sample(step, params, metrics)
-        values = {} if losses is None else _values(losses)
-        if self._is_behaviour_due(step):
+        values, must_stop = {} if losses is None else _values(losses), False
+        if self._is_due(step, ("probes/", "rules/", "metric/"), self.config.evaluate.behaviour_every_steps):
             values |= self.behaviour_at(step, params, metrics)
-        return Measured(step, losses, values)
+        of = self.config.evaluate
+        if self._is_due(step, ("forgetting/",), of.forgetting.every_steps or of.every_steps or 1):
+            found, must_stop = self.forgetting_at(step, params, metrics)
+            values |= found
+        return Measured(step, losses, values, must_stop)
+
+    def complete(self, step: int, params: Any, metrics: Metrics) -> None:
+        """Of a step that is exported, what was not due when it was evaluated."""
+        if self.asked and not self._is_noted(step, ("probes", "rules", "metrics")):
+            self.behaviour_at(step, params, metrics)
+        if self.compared and not self._is_noted(step, ("forgetting",)):
+            self.forgetting_at(step, params, metrics)
+
+    def forgetting_at(self, step: int, params: Any, metrics: Metrics) -> tuple[dict[str, float], bool]:
+        """How far the model has gone from its origin; its numbers, and whether that is too far to go on."""
+        if not self.compared:
+            return {}, False
+        drifts = {
+            of.name: drift_of(of, params, self.frozen, self.mesh, label=f"{of.name} at step {step}")
+            for of in self.compared
+        }
+        values = numbers_of(drifts)
+        metrics.write(step, values)
+        for name, drift in drifts.items():
+            _say("\n".join(lines(drift, of=name)))
+        alarms = judge(drifts[GENERAL], self.config.evaluate.forgetting)
+        for alarm in alarms:
+            metrics.write_alarm(Alarm(step, "forgetting", alarm.level, alarm.text))
+        told = {name.partition("/")[2]: value for name, value in values.items()}
+        self._note(step, {"forgetting": told | {"by_source": drifts[GENERAL].by_source}})
+        return values, any(alarm.level == "stop" for alarm in alarms)
 
     def behaviour_at(self, step: int, params: Any, metrics: Metrics) -> dict[str, float]:
         """Probes, rules and tasks, answered and judged; their numbers."""
@@ -107,17 +142,15 @@ class Evaluations:
                 tqdm.write("\n".join(behaviour.lines({f"step {step}" + (f", {name}" if name else ""): report})))
         return values
 
-    def has_behaviour_of(self, step: int) -> bool:
-        """Whether it was measured at a step, or there is none to measure; the same answer on every process."""
-        if not self.asked:
-            return True
-        is_there = _place(self.workdir, step).exists()
+    def _is_noted(self, step: int, parts: Sequence[str]) -> bool:
+        """Whether any of the parts was measured at a step; the same answer on every process."""
+        is_there = any(part in _noted(_place(self.workdir, step)) for part in parts)
         return bool(multihost_utils.broadcast_one_to_all(np.int32(is_there))) if jax.process_count() > 1 else is_there
 
-    def _is_behaviour_due(self, step: int) -> bool:
-        if step == 0 or deciding_key(self.config.evaluate.best).startswith(("probes/", "rules/", "metric/")):
+    def _is_due(self, step: int, deciding: tuple[str, ...], every: int | None) -> bool:
+        """At the start, where it decides which step is the best, and `every` so many steps."""
+        if step == 0 or deciding_key(self.config.evaluate.best).startswith(deciding):
             return True
-        every = self.config.evaluate.behaviour_every_steps
         return every is not None and step % every == 0
 
     def _losses(self, step: int, params: Any, metrics: Metrics) -> Losses | None:
@@ -171,7 +204,6 @@ class Evaluations:
     def _write(self, step: int, reports: Mapping[str, behaviour.Report]) -> None:
         own = reports.get("", behaviour.Report()).to_dict()
         tasks = {name: report.to_dict()["metrics"] for name, report in reports.items() if name}
-        said = {"step": step, **own, **({"metrics": tasks} if tasks else {})}
         place = _place(self.workdir, step)
         place.parent.mkdir(exist_ok=True)
         predictions = [
@@ -180,6 +212,15 @@ class Evaluations:
             for line in report.predictions
         ]
         write_predictions(place.with_suffix(".predictions.jsonl"), predictions)
+        self._note(step, {**own, **({"metrics": tasks} if tasks else {})})
+
+    def _note(self, step: int, part: Mapping[str, Any]) -> None:
+        """Beside what the step's file holds already."""
+        if jax.process_index() > 0:
+            return
+        place = _place(self.workdir, step)
+        place.parent.mkdir(exist_ok=True)
+        said = {"step": step, **_noted(place), **part}
         with written_whole(place) as file:
             file.write(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
@@ -241,6 +282,10 @@ def _file(prompts: str) -> str | None:
 
 def _place(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return workdir / _FOLDER / f"{step:08d}.json"
+
+
+def _noted(place: pathlib.Path) -> dict[str, Any]:
+    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
 
 
 def _values(losses: Losses) -> dict[str, float]:

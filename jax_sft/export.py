@@ -250,7 +250,7 @@ def export_workdir(
                 f"{workdir}: none of its checkpoints was saved with a validation loss, so none is the best; leave "
                 "--step out for the newest, or set data.validation in the next run"
             )
-    found, trained, notes = checkpoints.restore_params(shape, step=step)
+    found, trained, notes = checkpoints.restore_params(shape, step=step, averaged=config.train.ema_decay is not None)
     checkpoints.close()
     _check_still_the_same(workdir, plan, base, checkpoints.fingerprint_of(found))
     before = Losses(**notes["before"]) if notes.get("before") else None

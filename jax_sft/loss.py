@@ -32,6 +32,7 @@ class Tally(NamedTuple):
     weight: Any  # sum of weights
     correct: Any  # sum of weights of the tokens that greedy decoding would hit
     tokens: Any  # number of tokens with a weight
+    kl: Any  # sum of weight x KL(base || model), in nats; 0 where there is no base to compare with
 
     @classmethod
     def zeros(cls, num_sources: int) -> Self:
@@ -47,7 +48,7 @@ class Tally(NamedTuple):
         Raises:
             ValueError: nothing carried a weight.
         """
-        loss, weight, correct, tokens = (float(np.asarray(x, np.float64).sum()) for x in self)
+        loss, weight, correct, tokens, _ = (float(np.asarray(x, np.float64).sum()) for x in self)
         if weight == 0:
             raise ValueError("a mean over no trained token does not exist; check that the data has trained tokens")
         return {"loss": loss / weight, "accuracy": correct / weight, "tokens": tokens}
@@ -76,6 +77,15 @@ def at_predicted(h_BTD: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, 
     return constrain(h_BPD, "BPD"), take(batch.targets_BT), take(batch.weights_BT), take(batch.sources_BT)
 
 
+class Base(NamedTuple):
+    """What a model's loss is drawn to beside its targets: the distributions of another one, for the same tokens."""
+
+    h_BPD: jax.Array
+    head_VD: jax.Array
+    low_rank: tuple[jax.Array, jax.Array] | None
+    kl: float  # so many times KL(base || model) counts
+
+
 def loss_and_tally(
     h_BPD: jax.Array,
     head_VD: jax.Array,
@@ -88,8 +98,9 @@ def loss_and_tally(
     low_rank: tuple[jax.Array, jax.Array] | None = None,
     logit_cap: float | None = None,
     vocab_size: int | None = None,
+    base: Base | None = None,
 ) -> tuple[jax.Array, Tally]:
-    """Sum of weight x nll, and its Tally.
+    """Sum of weight x nll, and with a `base` of weight x (nll + base.kl x KL(base || model)); and its Tally.
 
     Args:
         h_BPD: hidden states in the compute dtype; logits are float32 whatever it is.
@@ -100,12 +111,19 @@ def loss_and_tally(
         vocab_size: rows of the head from here on are padding, which no probability falls on; None: there is none.
 
     Returns:
-        A float32 scalar, differentiable in `h_BPD`, `head_VD` and `low_rank`, and a Tally, which is not differentiable.
+        A float32 scalar, differentiable in `h_BPD`, `head_VD` and `low_rank`, not in the base; and a Tally, which is
+        not differentiable.
     """
     cut = _Cut.of(targets_BP.shape, chunk_tokens)
-    shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size)
+    shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size, 0.0 if base is None else base.kl)
     h_BPD, head = _beside(h_BPD, head_VD, low_rank)
-    loss, nll_XZC, hit_XZC = _weighted_nll(cut(h_BPD), head, cut(targets_BP), cut(weights_BP), shape)
+    pull = None
+    if base is not None:
+        base_h_BPD, base_head = _beside(base.h_BPD, base.head_VD, base.low_rank)
+        pull = cut(base_h_BPD), base_head
+    loss, nll_XZC, hit_XZC, kl_XZC = _weighted_nll(
+        cut(h_BPD), head, cut(targets_BP), cut(weights_BP), jax.lax.stop_gradient(pull), shape
+    )
 
     weights_XZC, sources_XZC = cut(weights_BP), cut(sources_BP)
     sources_O = jnp.arange(num_sources, dtype=sources_XZC.dtype)
@@ -121,6 +139,7 @@ def loss_and_tally(
         by_source(weights_XZC),
         by_source(weights_XZC * hit_XZC),
         by_source(trained_XZC),
+        by_source(weights_XZC * kl_XZC),
     )
     return loss, sums
 
@@ -143,7 +162,7 @@ def nll_of_predicted(
     shape = _Logits(logit_cap, head_VD.shape[0] if vocab_size is None else vocab_size)
     h_BPD, head = _beside(h_BPD, head_VD, low_rank)
     ones_BP = jnp.ones(targets_BP.shape, jnp.float32)
-    return cut.back(_weighted_nll(cut(h_BPD), head, cut(targets_BP), cut(ones_BP), shape)[1])
+    return cut.back(_weighted_nll(cut(h_BPD), head, cut(targets_BP), cut(ones_BP), None, shape)[1])
 
 
 class _Cut(NamedTuple):
@@ -208,6 +227,7 @@ class _Logits(NamedTuple):
 
     cap: float | None
     vocab_size: int  # columns from here on are padding
+    kl: float = 0.0  # so many times the divergence from a base counts
 
     def of(self, h_ZCD: jax.Array, head_VD: jax.Array) -> jax.Array:
         """Float32 logits; padding gets one so low that no probability is left for it."""
@@ -222,45 +242,60 @@ class _Logits(NamedTuple):
         return jnp.where(is_token_V[None, None, :], x_ZCV, jnp.float32(elsewhere))
 
 
+_Pull = tuple[jax.Array, tuple[jax.Array, ...]] | None  # h_XZCD of a base, and its head in parts
+
+
 def _forward_alone(
     h_XZCD: jax.Array,
     parts: tuple[jax.Array, ...],
     targets_XZC: jax.Array,
     weights_XZC: jax.Array,
+    pull: _Pull,
     shape: _Logits,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """sum(weight x nll), and nll and hit (1 or 0) of each token, all float32; the head is `parts` side by side."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """sum(weight x (nll + shape.kl x KL)), and nll, hit (1 or 0) and KL of each token, all float32.
+
+    The head is `parts` side by side.
+    """
     head = _compute_copy(parts, h_XZCD.dtype)
+    base_h_XZCD, base_head = _of_base(pull, h_XZCD.dtype)
 
-    def chunk(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        h_ZCD, targets_ZC = xs
+    def chunk(_: None, xs: tuple[Any, ...]) -> tuple[None, tuple[jax.Array, ...]]:
+        h_ZCD, targets_ZC, base_h_ZCD = xs
         logits_ZCV = shape.of(h_ZCD, head)
-        return None, _nll_and_hit(logits_ZCV, targets_ZC)[:2]
+        nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
+        kl_ZC = _base_and_kl(shape, base_h_ZCD, base_head, logits_ZCV, lse_ZC)[1]
+        return None, (nll_ZC, hit_ZC, kl_ZC)
 
-    _, (nll_XZC, hit_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC))
-    return (weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC
+    _, (nll_XZC, hit_XZC, kl_XZC) = jax.lax.scan(chunk, None, (h_XZCD, targets_XZC, base_h_XZCD))
+    return _summed(weights_XZC, nll_XZC, kl_XZC, shape), nll_XZC, hit_XZC, kl_XZC
 
 
-_weighted_nll = jax.custom_vjp(_forward_alone, nondiff_argnums=(4,))
+_weighted_nll = jax.custom_vjp(_forward_alone, nondiff_argnums=(5,))
 
 
-def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, shape: _Logits) -> tuple[Any, Any]:
+def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, pull: Any, shape: _Logits) -> tuple[Any, Any]:
     """The same, with the gradient of the sum, computed while a chunk's logits exist."""
     h_XZCD, targets_XZC, weights_XZC = h.value, targets.value, weights.value
     parts_VD = tuple(part.value for part in head)
     dtype = h_XZCD.dtype
     head_in_dtype = _compute_copy(parts_VD, dtype)
+    base_h_XZCD, base_head = _of_base(jax.tree.map(lambda x: x.value, pull, is_leaf=_has_value), dtype)
     ids_V = jnp.arange(head_in_dtype.shape[0], dtype=targets_XZC.dtype)
     ends = list(itertools.accumulate(part.shape[1] for part in parts_VD))
     columns = [slice(end - part.shape[1], end) for end, part in zip(ends, parts_VD, strict=True)]
 
-    def chunk(dparts_ZVD: list[Any], xs: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
-        h_ZCD, targets_ZC, weights_ZC = xs
+    def chunk(dparts_ZVD: list[Any], xs: tuple[Any, ...]) -> tuple[Any, tuple[jax.Array, ...]]:
+        h_ZCD, targets_ZC, weights_ZC, base_h_ZCD = xs
         logits_ZCV = shape.of(h_ZCD, head_in_dtype)
         nll_ZC, hit_ZC, lse_ZC = _nll_and_hit(logits_ZCV, targets_ZC)
         is_target_ZCV = targets_ZC[:, :, None] == ids_V[None, None, :]
         p_ZCV = jnp.exp(logits_ZCV - lse_ZC[:, :, None])
-        dlogits_ZCV = weights_ZC[:, :, None] * (p_ZCV - is_target_ZCV.astype(jnp.float32))
+        base_p_ZCV, kl_ZC = _base_and_kl(shape, base_h_ZCD, base_head, logits_ZCV, lse_ZC)
+        apart_ZCV = p_ZCV - is_target_ZCV.astype(jnp.float32)
+        if base_p_ZCV is not None:
+            apart_ZCV += shape.kl * (p_ZCV - base_p_ZCV)
+        dlogits_ZCV = weights_ZC[:, :, None] * apart_ZCV
         if shape.cap is not None:
             dlogits_ZCV *= shape.at_tokens(1 - jnp.square(logits_ZCV / shape.cap), 0)  # the slope of the tanh
         dlogits_ZCV = dlogits_ZCV.astype(dtype)
@@ -272,31 +307,61 @@ def _weighted_nll_forward(h: Any, head: Any, targets: Any, weights: Any, shape: 
                 h_of_part = h_ZCD[:, :, columns[i]]
                 product_ZVD = jnp.einsum("ZCV,ZCD->ZVD", dlogits_ZCV, h_of_part, preferred_element_type=jnp.float32)
                 dparts_ZVD[i] = constrain(dpart_ZVD + product_ZVD, "BVD")
-        return dparts_ZVD, (nll_ZC, hit_ZC, dh_ZCD.astype(dtype))
+        return dparts_ZVD, (nll_ZC, hit_ZC, kl_ZC, dh_ZCD.astype(dtype))
 
     zeros_ZVD = [
         constrain(jnp.zeros((h_XZCD.shape[1], *part.value.shape), jnp.float32), "BVD") if part.perturbed else None
         for part in head
     ]
-    dparts_ZVD, (nll_XZC, hit_XZC, dh_XZCD) = jax.lax.scan(chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC))
+    dparts_ZVD, (nll_XZC, hit_XZC, kl_XZC, dh_XZCD) = jax.lax.scan(
+        chunk, zeros_ZVD, (h_XZCD, targets_XZC, weights_XZC, base_h_XZCD)
+    )
     dparts_VD = tuple(
         None if d_ZVD is None else d_ZVD.sum(0).astype(part.dtype)
         for d_ZVD, part in zip(dparts_ZVD, parts_VD, strict=True)
     )
-    return ((weights_XZC * nll_XZC).sum(), nll_XZC, hit_XZC), (dh_XZCD, dparts_VD)
+    return (_summed(weights_XZC, nll_XZC, kl_XZC, shape), nll_XZC, hit_XZC, kl_XZC), (dh_XZCD, dparts_VD)
 
 
-def _weighted_nll_backward(shape: _Logits, gradients: Any, cotangents: Any) -> tuple[Any, tuple[Any, ...], None, None]:
+def _of_base(pull: _Pull, dtype: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    return (None, None) if pull is None else (pull[0].astype(dtype), _compute_copy(pull[1], dtype))
+
+
+def _has_value(x: Any) -> bool:
+    """Whether it is what `custom_vjp` wraps an argument in."""
+    return hasattr(x, "perturbed")
+
+
+def _base_and_kl(
+    shape: _Logits, base_h_ZCD: Any, base_head: Any, logits_ZCV: jax.Array, lse_ZC: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """What the base finds likely [Z, C, V], and KL(base || model) of each token; without a base None and zeros."""
+    if base_h_ZCD is None:
+        return None, jnp.zeros_like(lse_ZC)
+    base_logits_ZCV = shape.of(base_h_ZCD, base_head)
+    base_logp_ZCV = base_logits_ZCV - jax.nn.logsumexp(base_logits_ZCV, axis=-1)[:, :, None]
+    base_p_ZCV = jnp.exp(base_logp_ZCV)
+    apart_ZCV = shape.at_tokens(base_logp_ZCV - (logits_ZCV - lse_ZC[:, :, None]), 0)
+    return base_p_ZCV, (base_p_ZCV * apart_ZCV).sum(-1)
+
+
+def _summed(weights_XZC: jax.Array, nll_XZC: jax.Array, kl_XZC: jax.Array, shape: _Logits) -> jax.Array:
+    loss = (weights_XZC * nll_XZC).sum()
+    return loss + shape.kl * (weights_XZC * kl_XZC).sum() if shape.kl else loss
+
+
+def _weighted_nll_backward(shape: _Logits, gradients: Any, cotangents: Any) -> tuple[Any, ...]:
     del shape  # the forward pass has seen to it
     dh_XZCD, dparts_VD = gradients
-    scale, dnll, dhit = cotangents
+    scale, *of_tally = cotangents
     zero = jax.custom_derivatives.SymbolicZero
-    if not (isinstance(dnll, zero) and isinstance(dhit, zero)):
+    if not all(isinstance(of, zero) for of in of_tally):
         raise TypeError("a Tally has no gradient; differentiate the scalar that loss_and_tally returns beside it")
     if isinstance(scale, zero):
-        return None, (None,) * len(dparts_VD), None, None
+        return None, (None,) * len(dparts_VD), None, None, None
     dh_XZCD = dh_XZCD * scale.astype(dh_XZCD.dtype)
-    return dh_XZCD, tuple(None if d_VD is None else d_VD * scale.astype(d_VD.dtype) for d_VD in dparts_VD), None, None
+    dhead = tuple(None if d_VD is None else d_VD * scale.astype(d_VD.dtype) for d_VD in dparts_VD)
+    return dh_XZCD, dhead, None, None, None
 
 
 _weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward, symbolic_zeros=True)

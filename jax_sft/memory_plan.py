@@ -43,6 +43,7 @@ class MemoryPlan:
     activation_bytes: int | None  # activations and temporaries of a step; None: this platform does not tell
     rows: int  # of a micro-batch, on each device
     limit_bytes: int | None  # None: unknown
+    beside_bytes: int = 0  # a moving average of what is trained, and a copy of the base that training is drawn to
 
     @property
     def total_bytes(self) -> int:
@@ -66,7 +67,7 @@ class MemoryPlan:
 
     @property
     def _fixed_bytes(self) -> int:
-        return self.base_bytes + self.trained_bytes + self.optimizer_bytes + self.gradient_bytes
+        return self.base_bytes + self.trained_bytes + self.optimizer_bytes + self.gradient_bytes + self.beside_bytes
 
     def alternatives(self) -> dict[str, int]:
         """Bytes on each device, without activations, that other ways to train this base would about take.
@@ -88,6 +89,7 @@ class MemoryPlan:
         parts = [f"base {_bytes(self.base_bytes)} ({self.base_kind})"] if frozen else []
         parts.append(f"{'trained' if frozen else 'parameters'} {_bytes(self.trained_bytes)}")
         parts += [f"optimizer {_bytes(self.optimizer_bytes)}", f"gradient {_bytes(self.gradient_bytes)}"]
+        parts += [f"average and copy of the base {_bytes(self.beside_bytes)}"] * bool(self.beside_bytes)
         unknown = self.activation_bytes is None
         parts.append(f"activations and temporaries {'unknown' if unknown else _bytes(self.activation_bytes or 0)}")
         known = f"{'more than ' if unknown else ''}{_bytes(self.total_bytes)}"
@@ -123,6 +125,7 @@ def plan_memory(
     frozen: Any,
     compiled: Any,
     *,
+    origin: Any = None,
     trained_parameters: int,
     all_parameters: int,
     rows: int,
@@ -138,6 +141,7 @@ def plan_memory(
         frozen: the frozen weights, {} in full fine-tuning. A quantised one is a pytree of arrays with the `.shape` of
             what it stands for, and is named for its type.
         compiled: the `jax.stages.Compiled` train step.
+        origin: the copy of the base that training is drawn to; None: there is none.
         trained_parameters: numbers that move. Arrays do not tell: they hold frozen layers, constants and filling too.
         all_parameters: of the model, and of its adapters those that are trained.
         rows: of a micro-batch, on each device.
@@ -170,6 +174,7 @@ def plan_memory(
         activation_bytes=activations,
         rows=rows,
         limit_bytes=limit_bytes,
+        beside_bytes=_device_bytes((state.ema, origin)),
     )
 
 

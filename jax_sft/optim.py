@@ -100,9 +100,10 @@ def optimizer(
     b_lr_ratio: float = 1.0,
     frozen_layers: Mapping[str, Sequence[bool]] = MappingProxyType({}),
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip by global norm, Adam, decoupled weight decay, learning rate.
+    """Clip by global norm, Adam, decoupled weight decay, decay towards the base, learning rate.
 
-    `update(grads, opt_state, params, step=...)`: `step` is the optimizer step, counted from 0. Adam's own count is only
+    `update(grads, opt_state, params, step=..., origin=...)`: `origin` are the params as they started, which only
+    `config.decay_to_base` looks at; `step` is the optimizer step, counted from 0. Adam's own count is only
     for its bias correction, and differs from `step` once a step was skipped.
 
     Args:
@@ -118,6 +119,7 @@ def optimizer(
         clip,
         _adam(config, abstract_params),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        *([_add_way_from_origin(config.decay_to_base)] if config.decay_to_base else []),
         _scale_by_rate_of_step(schedule(config, total_steps, stages=stages)),
         *([] if b_lr_ratio == 1 else [_scaled(lambda path, _: b_lr_ratio if is_second_factor(path) else None)]),
         *([] if not frozen_layers else [_scaled(lambda path, like: moves(path, like, frozen_layers))]),
@@ -182,6 +184,15 @@ def _adam(config: OptimConfig, abstract_params: Any) -> optax.GradientTransforma
             return adam.update(updates, state, params)
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def _add_way_from_origin(decay: float) -> optax.GradientTransformationExtraArgs:
+    """Weight decay, but towards where the parameters started (L2-SP, Li, Grandvalet and Davoine, arXiv 1802.01483)."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, origin: Any, **_: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u, p, start: u + decay * (p - start), updates, params, origin), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
 def _scale_by_rate_of_step(rate: Schedule) -> optax.GradientTransformationExtraArgs:

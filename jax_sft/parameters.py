@@ -109,11 +109,15 @@ class Parameters:
 
     def load(self, base: Pretrained, mesh: Mesh, *, seed: int) -> tuple[Params, Params]:
         """Trained and frozen, spread over the mesh; adapters as they start. All processes call it."""
-        trained = self._load_full(base, mesh)
         frozen = self.load_frozen(base, mesh)
+        return self.load_trained(base, frozen, mesh, seed=seed), frozen
+
+    def load_trained(self, base: Pretrained, frozen: Params, mesh: Mesh, *, seed: int) -> Params:
+        """The trained part as it starts, beside the frozen one."""
+        trained = self._load_full(base, mesh)
         if self.lora is None:
-            return trained, frozen
-        return joined(trained, self._start(joined(trained, frozen), mesh, seed=seed)), frozen
+            return trained
+        return joined(trained, self._start(joined(trained, frozen), mesh, seed=seed))
 
     def load_frozen(self, base: Pretrained, mesh: Mesh) -> Params:
         """The frozen part alone: what a checkpoint does not hold."""

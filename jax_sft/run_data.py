@@ -86,15 +86,17 @@ def _check_measured(config: RunConfig, train_set: TokenizedSet, validation_set: 
         )
 
 
-def measured_by(config: RunConfig, validation_set: TokenizedSet | None, asked: str) -> str | None:
+def measured_by(config: RunConfig, validation_set: TokenizedSet | None, fingerprints: Mapping[str, str]) -> str | None:
     """What deciding numbers must share to be compared: the validation set, which of them decides, and what was asked.
 
     Args:
-        asked: a fingerprint of probes, rules and tasks.
+        fingerprints: "answers", of probes, rules and tasks, and "forgetting", of general texts.
     """
     best = config.evaluate.best
-    of_answers = asked if deciding_key(best).startswith(("probes/", "rules/", "metric/")) else ""
-    said = ["" if validation_set is None else validation_set.fingerprint, best, of_answers]
+    kind = deciding_key(best).partition("/")[0]
+    of_answers = fingerprints["answers"] if kind in ("probes", "rules", "metric") else ""
+    of_texts = fingerprints["forgetting"] if kind == "forgetting" else ""
+    said = ["" if validation_set is None else validation_set.fingerprint, best, of_answers or of_texts]
     return " ".join(filter(None, said)) or None
 
 
@@ -267,11 +269,13 @@ def resume_fingerprint(config: RunConfig, base: Pretrained, train_set: Tokenized
         **({"data.temperature": config.data.temperature} if config.data.temperature is not None else {}),
         **({"stages": [dataclasses.asdict(stage) for stage in config.stages]} if config.stages else {}),
         "seed": config.seed,
+        **({"train.base_kl": config.train.base_kl} if config.train.base_kl else {}),
+        **({"train.ema_decay": config.train.ema_decay} if config.train.ema_decay else {}),
         **({"lora.b_lr_ratio": config.lora.b_lr_ratio} if config.lora.b_lr_ratio != 1 else {}),
         "train.batch_size": config.train.batch_size,
         "train.epochs": config.train.epochs,
         "train.steps": config.train.steps,
-        **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items()},
+        **{f"optim.{k}": v for k, v in dataclasses.asdict(config.optim).items() if k != "decay_to_base" or v},
     }
 
 

@@ -27,6 +27,7 @@ class RunProgress:
     after_loss: float | None = None  # of that evaluation, what decides which step is the best: the lower the better
     best_loss: float | None = None  # of a step, not of the untrained model, which no checkpoint holds
     waited: int = 0  # evaluations since that
+    stopped_by: list[float | None] | None = None  # the levels of evaluate.forgetting that ended the training
     skipped_steps: int = 0
     owed_step: int = -1  # a step whose evaluation a signal left to the next start
     late_losses: dict[str, float] = dataclasses.field(default_factory=dict)  # of such steps: not in their checkpoints
@@ -67,6 +68,9 @@ class RunProgress:
         deciding = found.deciding(config)
         if found.step == 0:
             self.before, self.before_deciding = found.losses, deciding
+        self.stopped_by = _stop_levels(config) if found.must_stop else None
+        if found.must_stop:  # such a step is never the best
+            deciding = None
         self.after, self.after_step, self.after_loss = found.losses, found.step, deciding
         if found.step == 0 or deciding is None:
             return None
@@ -116,5 +120,20 @@ class RunProgress:
         return f"the {end} {name}, {best:.4f}"
 
     def is_over(self, config: RunConfig) -> bool:
-        """Whether what decides has not become better for as long as the config is patient."""
-        return config.evaluate.patience is not None and self.waited >= config.evaluate.patience
+        """Whether it forgot too much, or what decides has not become better for as long as the config is patient.
+
+        With other levels, or more patience, it is not.
+        """
+        forgot = self.stopped_by is not None and self.stopped_by == _stop_levels(config)
+        return forgot or (config.evaluate.patience is not None and self.waited >= config.evaluate.patience)
+
+    def end(self, config: RunConfig) -> str:
+        """Why it is over."""
+        if self.stopped_by is not None and self.stopped_by == _stop_levels(config):
+            return "the model has forgotten more than evaluate.forgetting allows"
+        return f"{self.waited} evaluations in a row without a better step"
+
+
+def _stop_levels(config: RunConfig) -> list[float | None]:
+    of = config.evaluate.forgetting
+    return [of.loss_rise.stop, of.kl.stop, of.agreement.stop]

@@ -100,6 +100,9 @@ class StepLog:
             "grad_norm": float(grad_norm),
             "epoch": self._loader.epoch_of(done),
         }
+        base_kl = float(np.sum(tally.kl, dtype=np.float64))
+        if weight and base_kl:  # train.base_kl compares
+            values["base_kl"] = base_kl / weight
         if len(self._loader.stage_ends) > 1:
             values["stage"] = self._loader.stage_of(step)
         values |= _by_source(tally, self._loader.sources, weight) if len(self._loader.sources) > 1 else {}

@@ -42,6 +42,8 @@ from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
+from jax_sft.origin import Kept, is_pulled, keep, texts_of
+from jax_sft.origin import fingerprint_of as fingerprint_of_texts
 from jax_sft.parameters import Parameters, load_base, parameters
 from jax_sft.run_data import (
     load_sets,
@@ -58,6 +60,7 @@ from jax_sft.signals import Signals, StoppedError
 from jax_sft.step_log import StepLog
 from jax_sft.stream_state import gathered_states, tell_account
 from jax_sft.train_step import (
+    Pull,
     TrainState,
     abstract_state,
     init_state,
@@ -91,6 +94,7 @@ class _Run:
     base: Pretrained
     plan: Parameters
     frozen: Any  # what is not trained of the model
+    origin: Any  # what it is drawn to: the trained tree as it started; None if it is not
     graphdef: Any
     sources: tuple[str, ...]
     loader: Loader | StreamLoader
@@ -145,8 +149,12 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     fingerprint = resume_fingerprint(config, base, train_set) | plan.fingerprint
     measured = validation_set.fingerprint if validation_set else None
     asked = asked_of(config, base)
-    asked_hash = fingerprint_of(asked, config.evaluate.max_new_tokens)
-    check_agreement({"config": _told(config), "validation": measured, "prompts": asked_hash} | fingerprint)
+    texts = texts_of(config.evaluate.forgetting)
+    measured_hashes = {
+        "answers": fingerprint_of(asked, config.evaluate.max_new_tokens),
+        "forgetting": fingerprint_of_texts(texts, config.evaluate.forgetting.task_batches),
+    }
+    check_agreement({"config": _told(config), "validation": measured, "measured": measured_hashes} | fingerprint)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
     loader = training_loader(config, train_set, sources, base.template)
     for line in loader.mixture_lines():
@@ -164,26 +172,44 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             b_lr_ratio=config.lora.b_lr_ratio,
             frozen_layers=plan.frozen_layers,
         )
-        state_shape = abstract_state(params_shape, tx, mesh)
+        is_averaged = config.train.ema_decay is not None
+        state_shape = abstract_state(params_shape, tx, mesh, averaged=is_averaged)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=fingerprint)
         restored = checkpoints.restore(state_shape)
         if restored is None:
             start_step, progress = 0, RunProgress()
-            progress.validation = measured_by(config, validation_set, asked_hash)
+            progress.validation = measured_by(config, validation_set, measured_hashes)
             trained, frozen = plan.load(base, mesh, seed=config.seed)
-            state = init_state(trained, tx, mesh)
+            state = init_state(trained, tx, mesh, averaged=is_averaged)
         else:
             start_step, state, notes = restored
             frozen = plan.load_frozen(base, mesh)
             progress = RunProgress.from_notes(notes)
             if progress.owed_step != start_step:  # made up for by an earlier start
                 progress.owed_step = -1
-            progress.compare_validation(measured_by(config, validation_set, asked_hash))
+            progress.compare_validation(measured_by(config, validation_set, measured_hashes))
             checkpoints.count_losses_of(progress.validation)
             if isinstance(loader, StreamLoader):
                 loader.go_on_from(progress.lanes)
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
+        validation = validation_loader(config, validation_set, sources) if validation_set else None
+        kept = Kept()
+        if texts or is_pulled(config):
+            start = state.params if restored is None else plan.load_trained(base, frozen, mesh, seed=config.seed)
+            kept = keep(
+                start,
+                frozen,
+                graphdef=graphdef,
+                config=config,
+                plan=plan,
+                base=base,
+                mesh=mesh,
+                texts=texts,
+                validation=validation,
+            )
+            if restored is not None:
+                jax.tree.map(lambda x: x.delete(), start)
         run = _Run(
             config=config,
             workdir=workdir,
@@ -201,13 +227,15 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 base=base,
                 graphdef=graphdef,
                 frozen=frozen,
-                validation=validation_loader(config, validation_set, sources) if validation_set else None,
+                validation=validation,
                 sources=sources,
                 eval_step=make_eval_step(
                     graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
                 ),
                 asked=asked,
+                compared=kept.compared,
             ),
+            origin=None if kept.pulls is None else kept.pulls.params,
             checkpoints=checkpoints,
             tx=tx,
             train_step=make_train_step(
@@ -217,9 +245,11 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 remat=config.train.remat,
                 loss_chunk_tokens=config.train.loss_chunk_tokens,
                 mesh=mesh,
-                state_shardings=state_shardings(params_shape, tx, mesh),
+                state_shardings=state_shardings(params_shape, tx, mesh, averaged=is_averaged),
                 dropout_seed=config.seed if plan.lora is not None and plan.lora.dropout > 0 else None,
                 frozen_layers=plan.frozen_layers,
+                ema_decay=config.train.ema_decay,
+                pull=None if kept.pulls is None else Pull(kept.pulls.graphdef, config.train.base_kl),
             ),
             lr_at=schedule(config.optim, loader.total_steps, stages=rates(config, loader)),
         )
@@ -322,7 +352,7 @@ def _steps(
     if start_step < total:
         _log_memory_plan(run, state, start_step)
     if start_step in (0, progress.owed_step):
-        _evaluate(run, state.params, metrics, progress, start_step)
+        _evaluate(run, state.weights, metrics, progress, start_step)
         if start_step and progress.after_loss is not None:
             progress.late_losses[str(start_step)] = progress.after_loss
         if progress.is_over(config):
@@ -351,7 +381,7 @@ def _steps(
                 batch_size=config.train.batch_size,
                 accumulation=config.train.accumulation,
             )
-            state, measured = run.train_step(state, run.frozen, placed)
+            state, measured = run.train_step(state, run.frozen, placed, run.origin)
             done = step + 1
             # Step n runs on the device while the numbers of step n - 1 are read: the device never waits for the host.
             progress.count(*log.finish_pending(bar))
@@ -369,7 +399,7 @@ def _steps(
                 if evaluate_now and stop:  # there may be seconds left: save, and evaluate at the next start
                     progress.owed_step = done
                 elif evaluate_now:
-                    best_loss = _evaluate(run, state.params, metrics, progress, done)
+                    best_loss = _evaluate(run, state.weights, metrics, progress, done)
                     if progress.is_over(config):
                         total = done
                     if isinstance(run.loader, StreamLoader):
@@ -392,10 +422,7 @@ def _steps(
         _log.info("saved step %d of %d; run the same command again to go on", done, total)
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if progress.is_over(config):
-        _log.info(
-            "the training ends at step %d of %d: %d evaluations in a row without a better step",
-            done, run.loader.total_steps, progress.waited,
-        )  # fmt: skip
+        _log.info("the training ends at step %d of %d: %s", done, run.loader.total_steps, progress.end(config))
     elif start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
     return Outcome(
@@ -420,15 +447,15 @@ def _exported(run: _Run, state: TrainState, metrics: Metrics, progress: RunProgr
     """Write the export, and push it if the config says so."""
     config = run.config
     jax.tree.map(lambda x: x.delete(), state.opt_state)  # saved; the certificate needs its room
-    params, after = state.params, progress.after
-    weights = config.export.weights or ("last" if config.evaluate.patience is None else "best")
+    params, after = _weights_alone(state), progress.after
+    ends_early = config.evaluate.patience is not None or config.evaluate.forgetting.may_stop
+    weights = config.export.weights or ("best" if ends_early else "last")
     if weights == "best":
         done, params, notes = _best_params(run, params, progress, done)
         if notes is not None:  # those of a step that was evaluated after it was saved know nothing of that
             after = RunProgress.from_notes(notes).after if notes["after_step"] == done else None
         _log.info("the weights of step %d are exported: %s", done, progress.best(config))
-    if not run.evaluations.has_behaviour_of(done):
-        run.evaluations.behaviour_at(done, params, metrics)
+    run.evaluations.complete(done, params, metrics)
     name, private, form = config.export.push_to, config.export.push_private, config.export.format or "full"
     export = Export(
         out=run.workdir / "export",
@@ -468,7 +495,14 @@ def _best_params(run: _Run, params: Any, progress: RunProgress, done: int) -> tu
         return done, params, None
     shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     jax.tree.map(lambda x: x.delete(), params)
-    return run.checkpoints.restore_params(shape, step=best)
+    return run.checkpoints.restore_params(shape, step=best, averaged=run.config.train.ema_decay is not None)
+
+
+def _weights_alone(state: TrainState) -> Any:
+    """What is exported; the weights that it is an average of are deleted."""
+    if state.ema is not None:
+        jax.tree.map(lambda x: x.delete(), state.params)
+    return state.weights
 
 
 def _at_stage(run: _Run, state: TrainState, progress: RunProgress, done: int) -> TrainState:
@@ -483,9 +517,10 @@ def _at_stage(run: _Run, state: TrainState, progress: RunProgress, done: int) ->
     if run.config.stages[number].start == "last":
         return state
     jax.tree.map(lambda x: x.delete(), state.opt_state)
-    best, params, _ = _best_params(run, state.params, progress, done)
+    best, params, _ = _best_params(run, _weights_alone(state), progress, done)
     _log.info("it starts from the weights of step %s: %s", best, progress.best(run.config))
-    return dataclasses.replace(init_state(params, run.tx, run.mesh), step=state.step)
+    is_averaged = run.config.train.ema_decay is not None
+    return dataclasses.replace(init_state(params, run.tx, run.mesh, averaged=is_averaged), step=state.step)
 
 
 def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:
@@ -496,7 +531,8 @@ def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:
     plan = plan_memory(
         state,
         run.frozen,
-        run.train_step.lower(state, run.frozen, batch).compile(),
+        run.train_step.lower(state, run.frozen, batch, run.origin).compile(),
+        origin=run.origin,
         trained_parameters=run.plan.num_trained,
         all_parameters=run.plan.num_params,
         rows=size // accumulation // batch_shards(run.mesh),

@@ -9,7 +9,7 @@ import pytest
 
 from jax_sft.batch import Batch
 from jax_sft.config import MeshConfig
-from jax_sft.loss import Tally, at_predicted, loss_and_tally, nll_of_predicted
+from jax_sft.loss import Base, Tally, at_predicted, loss_and_tally, nll_of_predicted
 from jax_sft.sharding import batch_sharding, make_mesh, replicated, weight_spec
 
 B, P, D, V = 8, 12, 16, 64
@@ -58,8 +58,56 @@ def test_loss_and_gradients_equal_full_logits_for_any_chunk_size(data, chunk_tok
     np.testing.assert_allclose(loss, np.sum(expected[0]), rtol=1e-6)
     np.testing.assert_allclose(dh, expected_dh, atol=1e-5)
     np.testing.assert_allclose(dhead, expected_dhead, atol=1e-5)
-    for got, wanted in zip(sums, expected, strict=True):
+    for got, wanted in zip(sums, [*expected, np.zeros(NUM_SOURCES)], strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 10_000])
+@pytest.mark.parametrize("cap", [None, 4.0])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_a_pull_to_a_base_adds_its_divergence_in_value_and_gradient(data, chunk_tokens, cap, sizes):
+    """Against float64 derivatives of all logits at once; with padded rows of the head and an adapter's columns."""
+    h_BPD, head_VD, targets_BP, weights_BP, sources_BP = data
+    kl, adapter = 0.7, (h_BPD[:, :, :2], head_VD[:, :2])
+    rng = np.random.default_rng(1)
+    base = Base(h_BPD + 0.3 * rng.normal(size=h_BPD.shape).astype(np.float32), head_VD, None, kl)
+    padded_VD = np.concatenate([head_VD, np.full((8, D), 50, np.float32)])
+    padded = (
+        base._replace(head_VD=padded_VD),
+        (adapter[0], np.concatenate([adapter[1], np.zeros((8, 2), np.float32)])),
+    )
+    mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]), jax.devices()[: int(np.prod(sizes))])
+
+    def loss(h_BPD, head_VD):
+        return loss_and_tally(
+            h_BPD, head_VD, targets_BP, weights_BP, sources_BP, num_sources=NUM_SOURCES, chunk_tokens=chunk_tokens,
+            low_rank=padded[1], logit_cap=cap, vocab_size=V, base=padded[0],
+        )  # fmt: skip
+
+    with jax.set_mesh(mesh):
+        (found, sums), (dh, dhead) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(h_BPD, padded_VD)
+        plain = jax.jit(loss)(h_BPD, padded_VD)
+
+    def logp(h, head, low_rank):
+        logits = h @ head.T + (0 if low_rank is None else low_rank[0] @ low_rank[1].T)
+        return jax.nn.log_softmax(logits if cap is None else cap * jnp.tanh(logits / cap), axis=-1)
+
+    def expected(h_BPD, head_VD):
+        model, other = logp(h_BPD, head_VD, adapter), logp(base.h_BPD, base.head_VD, None)
+        divergence = (jnp.exp(other) * (other - model)).sum(-1)
+        nll = -jnp.take_along_axis(model, targets_BP[..., None], -1)[..., 0]
+        return (weights_BP * (nll + kl * divergence)).sum(), (weights_BP * nll, weights_BP * divergence)
+
+    (wanted, (nll, divergence)), (wanted_dh, wanted_dhead) = jax.value_and_grad(expected, (0, 1), has_aux=True)(
+        h_BPD, head_VD
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(plain[0], wanted, rtol=1e-5)  # without a gradient
+    np.testing.assert_allclose(sums.loss.sum(), nll.sum(), rtol=1e-5)  # what is reported is without the pull
+    np.testing.assert_allclose(sums.kl.sum(), divergence.sum(), rtol=1e-5)
+    np.testing.assert_allclose(dh, wanted_dh, atol=3e-5)
+    np.testing.assert_allclose(dhead[:V], wanted_dhead, atol=3e-5)
+    np.testing.assert_array_equal(dhead[V:], 0)
 
 
 @pytest.mark.parametrize("chunk_tokens", [5, 32, 10_000])
@@ -220,8 +268,8 @@ def test_a_model_without_an_opinion_is_not_always_right(data):
 
 
 def test_tallies_add_and_are_divided_once():
-    one = Tally(np.array([2.0, 0.0]), np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([1.0, 0.0]))
-    other = Tally(np.array([4.0, 9.0]), np.array([3.0, 2.0]), np.array([0.0, 1.0]), np.array([3.0, 2.0]))
+    one = Tally(*(np.array(x) for x in ([2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0])))
+    other = Tally(*(np.array(x) for x in ([4.0, 9.0], [3.0, 2.0], [0.0, 1.0], [3.0, 2.0], [0.0, 0.0])))
     total = one + other
     assert total.mean() == {"loss": 15 / 6, "accuracy": 2 / 6, "tokens": 6}
     assert total.mean()["loss"] != (one.mean()["loss"] + other.mean()["loss"]) / 2
@@ -236,7 +284,7 @@ def test_tallies_add_and_are_divided_once():
 
 def test_the_mean_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no trained token"):
-        Tally(*(np.zeros(2),) * 4).mean()
+        Tally(*(np.zeros(2),) * 5).mean()
 
 
 def test_differentiating_a_tally_is_an_error_and_not_a_zero(data):

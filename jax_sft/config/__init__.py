@@ -4,23 +4,18 @@ In: a Python file with `get_config() -> ml_collections.ConfigDict` and overrides
 the door nobody reads a string key.
 """
 
-from jax_sft.config.checks import (
-    METRICS,
-    OWN_PROMPTS,
-    RESERVED_ARGUMENTS,
-    TEMPLATES,
-    did_you_mean,
-    is_hub_name,
-    layer_numbers,
-)
+from jax_sft.config.checks import RESERVED_ARGUMENTS, TEMPLATES, is_hub_name, layer_numbers
 from jax_sft.config.deciding import deciding_key, is_better_low
 from jax_sft.config.door import ConfigError, default, export_dtype, from_config_dict, known_keys, load
+from jax_sft.config.evaluation import METRICS, OWN_PROMPTS, did_you_mean
 from jax_sft.config.sections import (
     RULES_OF_ALL,
     CheckpointConfig,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
+    ForgettingConfig,
+    LevelConfig,
     LogConfig,
     LoraConfig,
     MeshConfig,
@@ -46,6 +41,8 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "ForgettingConfig",
+    "LevelConfig",
     "LogConfig",
     "LoraConfig",
     "MeshConfig",

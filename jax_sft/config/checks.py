@@ -4,15 +4,14 @@ In: a `RunConfig` whose values have their types. Out: a sentence for each proble
 """
 
 import dataclasses
-import difflib
 import importlib.util
 import json
-import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jax_sft.config.evaluation import did_you_mean, evaluation_checks, is_measured
 from jax_sft.config.sections import RULES_OF_ALL, LoraConfig, QualityConfig, RunConfig
 
 TEMPLATES = ("chatml", "plain", "alpaca")  # chat templates of ours, for models that have none
@@ -31,18 +30,6 @@ LARGEST = 2**31 - 1  # steps, lengths and sizes become int32 on the devices
 PERSONAL_KINDS = (
     "iban", "card", "cn_id", "fr_insee", "us_ssn", "uk_nino", "br_cpf", "es_dni", "de_tax_id", "email", "ipv4", "phone"
 )  # fmt: skip
-OWN_PROMPTS = "own"  # of evaluate.probes and evaluate.rules: those of ours
-METRICS = (
-    "exact_match", "f1", "final_number", "label_accuracy", "json_valid", "json_match", "bleu", "chrf", "rouge1",
-    "rouge2", "rougeL", "pass_at_1",
-)  # fmt: skip
-# What may decide which step is the best, and where it comes from.
-_MEASURED = {
-    "validation/": "data.validation or data.holdout",
-    "probes/": "evaluate.probes",
-    "rules/": "evaluate.rules",
-    "metric/": "evaluate.metrics",
-}
 # Keys of data.quality that a rule alone looks at: with the rule "off" they would do nothing.
 _KEYS_OF_RULE = {
     "wrong_language": ("language_by",),
@@ -58,16 +45,6 @@ _ROLES = ("assistant", "user", "system", "developer", "tool", "all")
 _HUB_NAME = re.compile(r"(?!.*(?:--|\.\.|\.git$|[.-]$))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A question with the nearest of the known names, to be put behind a message; "" if none is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near:
-        leaf = name.rsplit(".", 1)[-1]
-        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
-        near = [leaves[m] for m in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def is_hub_name(text: str) -> bool:
     """Whether a model on the hub can be called `text`."""
     return _HUB_NAME.fullmatch(text) is not None
@@ -78,6 +55,7 @@ def cross_checks(run: RunConfig) -> Iterator[str]:
     yield from _source_checks(run)
     yield from _lora_checks(run)
     yield from _data_checks(run)
+    yield from evaluation_checks(run)
     yield from _stream_checks(run)
     yield from _range_checks(run)
     yield from _length_checks(run)
@@ -121,54 +99,19 @@ def _data_checks(run: RunConfig) -> Iterator[str]:
         yield "data.train is empty; name at least one file, folder, glob or hub dataset id"
     yield from _mixture_checks(run)
     is_ordered = any(stage.order == "score" for stage in run.stages)
-    yield from _quality_checks(run.data.quality, orders=is_ordered, is_measured=_is_measured(run))
+    yield from _quality_checks(run.data.quality, orders=is_ordered, is_measured=is_measured(run))
     for role in run.data.train_on.split(","):
         if role.strip() not in _ROLES:
             hint = did_you_mean(role.strip(), _ROLES)
             yield f"data.train_on: {role.strip()!r} is no role{hint}; the roles are {', '.join(_ROLES)}"
     if run.data.train_on == "all" and run.data.train_turns == "last":
         yield "data.train_on = 'all' trains every token, there is no last turn to choose; set data.train_turns = 'all'"
-    of = run.evaluate
-    if of.every_steps is not None and not _is_measured(run) and not (of.prompts or of.probes or of.rules):
-        yield (
-            "evaluate.every_steps is set, but there is nothing to evaluate; set data.validation, data.holdout, "
-            "evaluate.prompts, probes or rules"
-        )
-    yield from _behaviour_checks(run)
     for field, text in run.data.card.items():
         if not text.strip():
             yield f"data.card.{field} is empty; write what there is to say, or leave it out"
-    yield from _validation_checks(run)
     yield from _template_checks("data.template_args", run.data.template_args)
     for name, of in run.data.sets.items():
         yield from _template_checks(f"data.sets.{name}.template_args", of.template_args)
-
-
-def _behaviour_checks(run: RunConfig) -> Iterator[str]:
-    """What the model is asked during training."""
-    of = run.evaluate
-    for name in ("probes", "rules"):
-        path = getattr(of, name)
-        if path is not None and path != OWN_PROMPTS and not os.path.isfile(os.path.expanduser(path)):
-            yield f"evaluate.{name}: there is no file {path}; name a JSON-lines file, or 'own' for the prompts of ours"
-    for name in of.metrics:
-        if name not in METRICS:
-            hint = did_you_mean(name, METRICS)
-            yield f"evaluate.metrics: {name!r} is no metric{hint}; there are {', '.join(METRICS)}"
-    if of.metrics and not _is_measured(run):
-        yield "evaluate.metrics compares answers with those of a validation set; set data.validation or data.holdout"
-    if "pass_at_1" in of.metrics and not of.run_code:
-        yield "evaluate.metrics: pass_at_1 runs what the model wrote; set evaluate.run_code = True if that may be"
-    if of.run_code and "pass_at_1" not in of.metrics:
-        yield "evaluate.run_code is for the metric pass_at_1, which is not in evaluate.metrics; leave it out"
-    if of.behaviour_every_steps is not None:
-        if not (of.probes or of.rules or of.metrics):
-            yield "evaluate.behaviour_every_steps is set, but none of evaluate.probes, rules and metrics; set one"
-        elif of.every_steps is None or of.behaviour_every_steps % of.every_steps:
-            yield (
-                f"evaluate.behaviour_every_steps = {of.behaviour_every_steps} must be a multiple of "
-                f"evaluate.every_steps = {of.every_steps}, for it is measured with the losses; set both"
-            )
 
 
 def _template_checks(key: str, arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -182,49 +125,6 @@ def _template_checks(key: str, arguments: Mapping[str, Any]) -> Iterator[str]:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             yield f"{key}.{name} = {value!r} is nothing that JSON can hold; write it as a text, a number or the like"
-
-
-def _is_measured(run: RunConfig) -> bool:
-    return bool(run.data.validation or run.data.validation_sets or run.data.holdout)
-
-
-def _validation_checks(run: RunConfig) -> Iterator[str]:
-    """What is measured, and by what the best is chosen."""
-    data, best = run.data, run.evaluate.best
-    for key, is_set in (
-        ("evaluate.patience", run.evaluate.patience is not None),
-        ("export.weights = 'best'", run.export.weights == "best"),
-    ):
-        if is_set and not _is_measured(run) and not (best and "/" in best):
-            yield f"{key} goes by the validation loss; set data.validation or data.holdout, or leave it out"
-    if run.evaluate.patience is not None and run.evaluate.every_steps is None:
-        yield "evaluate.patience counts evaluations, and there is none on the way; set evaluate.every_steps"
-    if run.evaluate.patience is not None and run.stages:
-        yield "evaluate.patience would end the run within a stage; leave it out, and let stages start from the best"
-    if not 0 <= data.holdout <= 0.5:
-        yield f"data.holdout = {data.holdout} must lie between 0 and 0.5; it is a share of the prompts, such as 0.02"
-    for name, paths in data.validation_sets.items():
-        if not paths:
-            yield f"data.validation_sets.{name} is empty; name at least one file, folder, glob or hub dataset id"
-        if name in data.sets and data.holdout:
-            yield (
-                f"data.validation_sets.{name}: data.holdout takes a part of data.sets.{name} under the same name; call "
-                "one of them otherwise"
-            )
-    names = [*data.validation_sets, *(data.sets if data.holdout else ())]
-    if best is not None and "/" in best:
-        asks = (_is_measured(run), run.evaluate.probes, run.evaluate.rules, run.evaluate.metrics)
-        is_asked = dict(zip(_MEASURED, map(bool, asks), strict=True))
-        kind = f"{best.partition('/')[0]}/"
-        if best in names:
-            yield f"evaluate.best = {best!r} holds a slash, as names of metrics.jsonl do; write validation/loss/{best}"
-        elif kind not in _MEASURED:
-            yield f"evaluate.best = {best!r} is no name of metrics.jsonl; those begin with {', '.join(_MEASURED)}"
-        elif not is_asked[kind]:
-            yield f"evaluate.best = {best!r} is not measured; set {_MEASURED[kind]}"
-    elif best is not None and best not in names:
-        known = f"the named sets are {', '.join(names)}" if names else "no set has a name: see data.validation_sets"
-        yield f"evaluate.best = {best!r} is no validation set{did_you_mean(best, names)}; {known}"
 
 
 def _quality_checks(quality: QualityConfig, *, orders: bool, is_measured: bool) -> Iterator[str]:
@@ -312,7 +212,7 @@ def _mixture_checks(run: RunConfig) -> Iterator[str]:
             yield f"stages.{i}.weights: all are 0; give one set a weight, or leave them out"
         if stage.start == "best" and i == 0:
             yield "stages.0.start = 'best': there is no stage before it; leave it out"
-        if stage.start == "best" and not (_is_measured(run) or "/" in (run.evaluate.best or "")):
+        if stage.start == "best" and not (is_measured(run) or "/" in (run.evaluate.best or "")):
             yield f"stages.{i}.start = 'best' is chosen by the validation loss; set data.validation or data.holdout"
     ordered = [i for i, stage in enumerate(run.stages) if stage.order == "score"]
     if ordered and run.data.quality.scores is None:
@@ -386,6 +286,7 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
         "evaluate.metric_rows": run.evaluate.metric_rows,
         "evaluate.behaviour_every_steps": run.evaluate.behaviour_every_steps,
         "evaluate.overfitting_rise": run.evaluate.overfitting_rise,
+        "evaluate.forgetting.every_steps": run.evaluate.forgetting.every_steps,
         "evaluate.max_new_tokens": run.evaluate.max_new_tokens,
         "checkpoint.every_steps": run.checkpoint.every_steps,
         "checkpoint.keep": run.checkpoint.keep,
@@ -412,6 +313,9 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
         "optim.lr": run.optim.lr,
         "optim.warmup_steps": run.optim.warmup_steps,
         "optim.weight_decay": run.optim.weight_decay,
+        "optim.decay_to_base": run.optim.decay_to_base,
+        "train.base_kl": run.train.base_kl,
+        "evaluate.forgetting.task_batches": run.evaluate.forgetting.task_batches,
         "data.workers": run.data.workers,
         **{f"stages.{i}.weights.{name}": w for i, s in enumerate(run.stages) for name, w in s.weights.items()},
     }
@@ -422,6 +326,8 @@ def _range_checks(run: RunConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key} = {value} must be at least 0 and below 1"
+    if run.train.ema_decay is not None and not 0 < run.train.ema_decay < 1:
+        yield f"train.ema_decay = {run.train.ema_decay} must lie between 0 and 1, such as 0.99; None averages nothing"
     if not 0 <= run.optim.final_lr_ratio <= 1:
         yield f"optim.final_lr_ratio = {run.optim.final_lr_ratio} must lie between 0 and 1"
     if not 0 <= run.seed < 2**32:
@@ -479,6 +385,11 @@ def _lora_checks(run: RunConfig) -> Iterator[str]:
     has_adapters = lora.rank > 0 or lora.adapter is not None
     if has_adapters and run.train.freeze:
         yield "train.freeze belongs to full fine-tuning; with adapters the base is frozen already, leave it out"
+    if has_adapters and run.optim.decay_to_base:
+        yield (
+            "optim.decay_to_base with adapters: without them there is the base, and optim.weight_decay draws to that; "
+            "set it instead, or train.base_kl"
+        )
     if has_adapters and run.export.format == "full":
         yield "export.format = 'full' with adapters; choose 'merged' (the base with them added in) or 'adapter'"
     if not has_adapters and run.export.format in ("merged", "adapter"):

@@ -186,6 +186,13 @@ class TrainConfig:
     remat: Literal["none", "dots", "full", "offload"] = "dots"
     nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
     loss_chunk_tokens: int = 1024  # predicted tokens whose logits exist at one time
+    # Against forgetting: so many times KL(base || model) of each trained token is added to its loss, as in "Learning
+    # without Forgetting" (arXiv 1606.09282). The base's forward pass costs a third of a step, and full fine-tuning a
+    # copy of the base in model.dtype.
+    base_kl: float = 0.0
+    # Evaluated and exported is a moving average of the weights, in float32: of n steps it keeps this much at each, or
+    # less in the beginning, (1 + n) / (10 + n); such as 0.99; None: the weights themselves
+    ema_decay: float | None = None
     freeze: tuple[str, ...] = ()  # what full fine-tuning leaves alone: kinds or module names, as lora.targets
 
 
@@ -202,6 +209,8 @@ class OptimConfig:
     final_lr_ratio: float = 0.1  # the schedule ends at lr times this
     decay_steps: int | None = None  # of wsd: the steps of its last part; None: a fifth of the run
     weight_decay: float = 0.0
+    # Against forgetting: as weight_decay, but towards the base's weights and of all of them (L2-SP, arXiv 1802.01483)
+    decay_to_base: float = 0.0
     clip_norm: float | None = 1.0
     b1: float = 0.9
     b2: float = 0.95
@@ -216,6 +225,33 @@ class MeshConfig:
     fsdp: int = -1
     expert: int = 1  # experts are spread over it, and rows too
     tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LevelConfig:
+    """From where on one is told, and from where on the training ends; None: never."""
+
+    alarm: float | None = None
+    stop: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgettingConfig:
+    """How far the model may go from what it was before its first step."""
+
+    # Passages that it should still find as likely as before: "own" ones, or a .jsonl (field `text`) or .txt of yours;
+    # None: not measured
+    texts: str | None = None
+    every_steps: int | None = None  # a multiple of evaluate.every_steps; None: at every evaluation
+    task_batches: int = 4  # of the validation set, whose answers are compared too; 0: none
+    loss_rise: LevelConfig = LevelConfig(alarm=0.2)  # nats a token of general text, above it
+    kl: LevelConfig = LevelConfig(alarm=0.3)  # KL(base || model), nats a token, above it
+    agreement: LevelConfig = LevelConfig(alarm=0.7)  # share of tokens that both find the likeliest, below it
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether there is a level that ends the training."""
+        return any(level.stop is not None for level in (self.loss_rise, self.kl, self.agreement))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,6 +273,7 @@ class EvaluateConfig:
     behaviour_every_steps: int | None = None  # probes, rules, metrics; None: untrained, and what is exported
     # An alarm when the validation loss is so much (relative) above its lowest while the training loss fell; None: never
     overfitting_rise: float | None = 0.02
+    forgetting: ForgettingConfig = ForgettingConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,7 +298,8 @@ class ExportConfig:
     """The Hugging Face folder at the end."""
 
     format: Literal["full", "merged", "adapter"] | None = None  # None: adapter if there are adapters, else full
-    # Of the last step, or of that with the lowest validation loss; None: with evaluate.patience the best, else the last
+    # Of the last step, or of that with the lowest validation loss; None: with evaluate.patience or a stop level of
+    # evaluate.forgetting the best, else the last
     weights: Literal["last", "best"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: bfloat16, and of adapters float32
     max_shard_size: str = "5GB"

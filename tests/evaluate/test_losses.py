@@ -124,7 +124,7 @@ def test_the_sums_of_many_batches_lose_no_digit(dataset):
     values = iter([2.0**24] + [1.0] * 10)
 
     def eval_step(params, frozen, batch):
-        return Tally(*(np.full(1, x, np.float32) for x in (next(values), 1, 1, 1)))
+        return Tally(*(np.full(1, x, np.float32) for x in (next(values), 1, 1, 1, 0)))
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     one = dataclasses.replace(dataset, sources=("all",), source_ids_N=np.zeros_like(dataset.source_ids_N))

@@ -1,7 +1,7 @@
 """Forgetting: how far a fine-tuned model has gone from the model that it was made of, and whether that is too far.
 
 In: general texts (our own, or a file), or the answers of a validation set; the parameters of both models, the base's
-only once. Out: a `Drift` (losses, KL both ways, agreement), plain lines, and `Alarm`s where it passes its `Limits`.
+only once. Out: a `Drift` (losses, KL both ways, agreement), plain lines, and an `Alarm` for each level that it passes.
 `texts` reads passages, `rows` makes batches of them, `compare` runs the models, `drift` says what came of it.
 """
 
@@ -13,15 +13,13 @@ from jax_sft.evaluate.forgetting.compare import (
     measure_drift,
     reference_of,
 )
-from jax_sft.evaluate.forgetting.drift import Alarm, Drift, Level, Limits, judge, lines
+from jax_sft.evaluate.forgetting.drift import Alarm, Drift, judge, lines
 from jax_sft.evaluate.forgetting.rows import Rows, rows_of
 from jax_sft.evaluate.forgetting.texts import Text, read_texts
 
 __all__ = [
     "Alarm",
     "Drift",
-    "Level",
-    "Limits",
     "Reference",
     "Rows",
     "Sums",

@@ -1,13 +1,15 @@
 """What was found of a model's drift, in numbers and in words, and whether it is too much.
 
-In: sums over compared tokens. Out: a `Drift` of means, lines for a terminal, an `Alarm` for each limit that is passed.
-Pure numbers and text, no jax.
+In: sums over compared tokens. Out: a `Drift` of means, lines for a terminal, an `Alarm` for each level of a
+`ForgettingConfig` that is passed. Pure numbers and text, no jax.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from jax_sft.config import ForgettingConfig, LevelConfig
 
 WAYS_OUT = (
     "lower optim.lr, train fewer steps, replay general data beside your own, pull the weights towards the base, or "
@@ -40,42 +42,6 @@ class Drift:
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
-    """From where on one is told, and from where on training should stop; None: never."""
-
-    alarm: float | None = None
-    stop: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """How much drift is too much.
-
-    Raises:
-        ValueError: a level is not a finite number of its kind, or stops before it alarms.
-    """
-
-    loss_rise: Level = Level(alarm=0.2)  # nats a token, above it
-    kl: Level = Level(alarm=0.3)  # nats a token, above it
-    agreement: Level = Level(alarm=0.7)  # a share, below it
-
-    def __post_init__(self) -> None:
-        for name in ("loss_rise", "kl", "agreement"):
-            level = getattr(self, name)
-            for word, value in (("alarm", level.alarm), ("stop", level.stop)):
-                top = 1 if name == "agreement" else math.inf
-                if value is not None and not (math.isfinite(value) and 0 <= value <= top):
-                    wanted = "a share from 0 to 1" if name == "agreement" else "a number from 0 on"
-                    raise ValueError(f"limits: {name}.{word} = {value} is no limit; give {wanted}, or None for none")
-            if level.alarm is not None and level.stop is not None:
-                first, last = (level.stop, level.alarm) if name == "agreement" else (level.alarm, level.stop)
-                if first > last:
-                    raise ValueError(
-                        f"limits: {name} stops at {level.stop} before it alarms at {level.alarm}; exchange the two"
-                    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Alarm:
     """A limit that is passed."""
 
@@ -83,7 +49,7 @@ class Alarm:
     text: str  # the number, the limit, and the ways out
 
 
-def judge(drift: Drift, limits: Limits) -> list[Alarm]:
+def judge(drift: Drift, limits: ForgettingConfig) -> list[Alarm]:
     """An alarm for each limit that is passed, by its worse level; a number that is not finite passes every limit."""
     found = []
     measured = (
@@ -101,7 +67,7 @@ def judge(drift: Drift, limits: Limits) -> list[Alarm]:
     return found
 
 
-def _passed(value: float, level: Level, *, is_least: bool) -> tuple[Literal["alarm", "stop"], float] | None:
+def _passed(value: float, level: LevelConfig, *, is_least: bool) -> tuple[Literal["alarm", "stop"], float] | None:
     def passes(limit: float) -> bool:
         # As "is not within", so that NaN passes.
         return not (math.isfinite(value) and (value >= limit if is_least else value <= limit))

@@ -1,0 +1,201 @@
+"""The model before its first step: what a run keeps of it, to measure how far it has gone, and to hold it back.
+
+In: the trained tree as it starts, beside what is frozen. Out: an `Origin`, the model itself for as long as its arrays
+live; a copy of it that training is drawn to; and `Compared`, of which the reference takes no copy of the weights.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jax_sft.config import OWN_PROMPTS, ForgettingConfig, RunConfig
+from jax_sft.data.loader import Loader
+from jax_sft.evaluate.forgetting import (
+    Drift,
+    Reference,
+    Text,
+    make_drift_step,
+    measure_drift,
+    read_texts,
+    reference_of,
+    rows_of,
+)
+from jax_sft.hf.load import Pretrained
+from jax_sft.model.decoder import build
+from jax_sft.parameters import Parameters
+
+_log = logging.getLogger(__name__)
+
+GENERAL, TASK = "general text", "answers of the validation set"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The model before its first step, beside what is frozen of it; without adapters, where these start at nothing."""
+
+    graphdef: Any
+    params: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Tokens on which the model is compared with its origin."""
+
+    name: str
+    loader: Loader
+    reference: Reference
+    bytes_by_source: Mapping[str, int] | None
+    drift_step: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a run keeps of its origin."""
+
+    compared: tuple[Compared, ...] = ()
+    pulls: Origin | None = None  # with arrays of its own
+
+
+def keep(
+    trained: Any,
+    frozen: Any,
+    *,
+    graphdef: Any,
+    config: RunConfig,
+    plan: Parameters,
+    base: Pretrained,
+    mesh: Mesh,
+    texts: Sequence[Text],
+    validation: Loader | None,
+) -> Kept:
+    """What the config asks for of the trained tree as it starts, which may be donated afterwards."""
+    origin = origin_of(config, plan, base, graphdef, trained)
+    compared = compared_with(
+        origin,
+        frozen,
+        graphdef=graphdef,
+        config=config,
+        base=base,
+        mesh=mesh,
+        texts=texts,
+        validation=validation,
+    )
+    # What is subtracted from float32 weights must be as exact; the forward pass rounds to its dtype anyway.
+    dtype = "float32" if config.optim.decay_to_base else config.model.dtype
+    return Kept(tuple(compared) if texts else (), copied(origin, dtype=dtype) if is_pulled(config) else None)
+
+
+def is_pulled(config: RunConfig) -> bool:
+    """Whether training is drawn to the origin."""
+    return config.train.base_kl > 0 or config.optim.decay_to_base > 0
+
+
+def origin_of(config: RunConfig, plan: Parameters, base: Pretrained, graphdef: Any, trained: Any) -> Origin:
+    """Of the trained tree as it starts. An adapter that a run goes on from is a part of where it starts."""
+    if plan.lora is None or plan.adapter is not None:
+        return Origin(graphdef, trained)
+    bare = build(base.config, dtype=config.model.dtype, attention=config.model.attention, lora=None)
+    return Origin(bare, {name: tree for name, tree in trained.items() if name != "lora"})
+
+
+def copied(origin: Origin, *, dtype: str) -> Origin:
+    """With arrays of its own, which no train step donates."""
+    shardings = jax.tree.map(lambda x: x.sharding, origin.params)
+    copy = jax.jit(lambda params: jax.tree.map(lambda x: jnp.copy(x).astype(dtype), params), out_shardings=shardings)
+    return Origin(origin.graphdef, copy(origin.params))
+
+
+def texts_of(config: ForgettingConfig) -> list[Text]:
+    """The general texts of a run; none if nothing is to be compared.
+
+    Raises:
+        ValueError: the file cannot be read, or a line of it is no text.
+    """
+    if config.texts is None:
+        return []
+    return read_texts(None if config.texts == OWN_PROMPTS else os.path.expanduser(config.texts))
+
+
+def fingerprint_of(texts: Sequence[Text], task_batches: int) -> str:
+    """Of what is compared, beside the validation set."""
+    return hashlib.blake2b(repr((texts, task_batches)).encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def compared_with(
+    origin: Origin,
+    frozen: Any,
+    *,
+    graphdef: Any,
+    config: RunConfig,
+    base: Pretrained,
+    mesh: Mesh,
+    texts: Sequence[Text],
+    validation: Loader | None,
+) -> Iterator[Compared]:
+    """Run the origin once over the general texts and the first of the validation set. Every process must call it.
+
+    Raises:
+        ValueError: no text has two tokens.
+    """
+    rows = rows_of(
+        texts,
+        base.template,
+        max_length=config.data.max_length,
+        batch_size=config.train.batch_size // config.train.accumulation,
+    )
+    if rows.cut:
+        _log.info("of %d general texts the first data.max_length tokens are compared", rows.cut)
+    task_batches = config.evaluate.forgetting.task_batches
+    parts: list[tuple[str, Loader, Mapping[str, int] | None, int | None]]
+    parts = [(GENERAL, rows.loader, rows.bytes_by_source, None)]
+    if validation is not None and task_batches:
+        parts.append((TASK, validation, None, task_batches))
+    for name, loader, bytes_by_source, batches in parts:
+        reference = reference_of(
+            origin.graphdef,
+            origin.params,
+            frozen,
+            loader=loader,
+            mesh=mesh,
+            max_batches=batches,
+            label=f"reading {name} with the base",
+        )
+        step = make_drift_step(
+            graphdef,
+            num_sources=len(loader.sources),
+            loss_chunk_tokens=config.train.loss_chunk_tokens,
+            mesh=mesh,
+        )
+        yield Compared(name, loader, reference, bytes_by_source, step)
+
+
+def drift_of(compared: Compared, params: Any, frozen: Any, mesh: Mesh, *, label: str) -> Drift:
+    """How far the model has gone on these tokens. Every process must call it and gets the same."""
+    return measure_drift(
+        compared.drift_step,
+        params,
+        frozen=frozen,
+        reference=compared.reference,
+        loader=compared.loader,
+        mesh=mesh,
+        sources=compared.loader.sources,
+        bytes_by_source=compared.bytes_by_source,
+        label=label,
+    )
+
+
+def numbers_of(drifts: Mapping[str, Drift]) -> dict[str, float]:
+    """As metrics.jsonl names them, by the names of what was compared."""
+    general = dataclasses.asdict(drifts[GENERAL]) | {"loss_rise": drifts[GENERAL].loss_rise}
+    wanted = ("loss", "base_loss", "loss_rise", "loss_per_byte", "base_loss_per_byte", "kl", "reverse_kl", "agreement")
+    found = {key: general[key] for key in wanted if general[key] is not None}
+    if TASK in drifts:
+        found |= {f"task_{key}": getattr(drifts[TASK], key) for key in ("kl", "reverse_kl", "agreement")}
+    return {f"forgetting/{key}": value for key, value in found.items()}
