@@ -10,16 +10,18 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import pathlib
 import platform
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from jax_sft.config import RunConfig, from_config_dict
+from jax_sft.cost import total
 from jax_sft.data.dataset import TokenizedSet
 from jax_sft.data.stream.shards import Plan
+from jax_sft.disk import written_whole
 from jax_sft.metrics import MFU, peak_flops
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def write_manifest(
         "data": {
             **{name: found.fingerprint if found else None for name, found in sets.items()},
             "accounts": {name: dataclasses.asdict(found.account) for name, found in sets.items() if found},
+            "sizes": {name: _size(found) for name, found in sets.items() if isinstance(found, TokenizedSet)},
         },
         "mfu": {"formula": MFU, "peak_flops": peak if math.isfinite(peak) else None, "peak_from": peak_from},
         "versions": versions,
@@ -71,9 +74,26 @@ def write_manifest(
         "total_steps": total_steps,
         "starts": [*starts, {"at": now, "from_step": start_step, "command": command}],
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    _write(path, manifest)
+
+
+def write_cost(workdir: pathlib.Path, cost: Mapping[str, Any]) -> None:
+    """What the newest start cost, beside it, and under `cost` what all starts did that ended by themselves."""
+    path = workdir / _NAME
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["starts"][-1]["cost"] = dict(cost)
+    manifest["cost"] = total([start["cost"] for start in manifest["starts"] if "cost" in start])
+    _write(path, manifest)
+
+
+def _size(found: TokenizedSet) -> dict[str, int]:
+    tokens, trained = int(found.lengths_N.sum()), int(found.trained_N.sum())
+    return {"sequences": len(found), "tokens": tokens, "trained_tokens": trained}
+
+
+def _write(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    with written_whole(path) as file:
+        file.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> RunConfig:

@@ -71,6 +71,12 @@ class StepLog:
         """Keep the numbers of a step that was just sent to the device."""
         self._pending = (step, measured)
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Since the start, those of the rows and those that were trained on."""
+        newest = self._marks[-1] if self._marks else {"tokens": 0.0, "trained": 0.0}
+        return int(newest["tokens"]), int(newest["trained"])
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time spent inside out of the speed."""

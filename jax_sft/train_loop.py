@@ -24,6 +24,7 @@ from tqdm import tqdm
 from jax_sft.agreement import check_agreement
 from jax_sft.checkpoint import Checkpoints
 from jax_sft.config import RunConfig, export_dtype
+from jax_sft.cost import Clock
 from jax_sft.data.loader import Loader
 from jax_sft.data.stream.loader import StreamLoader
 from jax_sft.disk import told_if_full
@@ -35,7 +36,7 @@ from jax_sft.hf.load import Pretrained
 from jax_sft.hf.push import check_push, push
 from jax_sft.hf.save import check_destination, check_shard_size
 from jax_sft.hf.save_adapter import check_form
-from jax_sft.manifest import write_manifest
+from jax_sft.manifest import write_cost, write_manifest
 from jax_sft.memory_plan import device_limit, plan_memory
 from jax_sft.metrics import Metrics
 from jax_sft.model.config_fields import dropouts
@@ -45,6 +46,7 @@ from jax_sft.optim import optimizer, schedule
 from jax_sft.origin import Kept, is_pulled, keep, texts_of
 from jax_sft.origin import fingerprint_of as fingerprint_of_texts
 from jax_sft.parameters import Parameters, load_base, parameters
+from jax_sft.report.run import report
 from jax_sft.run_data import (
     load_sets,
     measured_by,
@@ -351,8 +353,11 @@ def _steps(
         total = start_step
     if start_step < total:
         _log_memory_plan(run, state, start_step)
+    clock = Clock(started)
+    clock.set_up()
     if start_step in (0, progress.owed_step):
-        _evaluate(run, state.weights, metrics, progress, start_step)
+        with clock.part("evaluating"):
+            _evaluate(run, state.weights, metrics, progress, start_step)
         if start_step and progress.after_loss is not None:
             progress.late_losses[str(start_step)] = progress.after_loss
         if progress.is_over(config):
@@ -399,7 +404,8 @@ def _steps(
                 if evaluate_now and stop:  # there may be seconds left: save, and evaluate at the next start
                     progress.owed_step = done
                 elif evaluate_now:
-                    best_loss = _evaluate(run, state.weights, metrics, progress, done)
+                    with clock.part("evaluating"):
+                        best_loss = _evaluate(run, state.weights, metrics, progress, done)
                     if progress.is_over(config):
                         total = done
                     if isinstance(run.loader, StreamLoader):
@@ -409,7 +415,8 @@ def _steps(
                     progress.lanes = gathered_states(run.loader, done, rows)
                 if save_now:
                     loss = progress.after_loss if progress.after_step == done else None
-                    run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
+                    with clock.part("saving"):
+                        run.checkpoints.save(done, state, progress.to_notes(), loss=loss, wait=stop or done == total)
                     stop = stop or signals.received  # it came during the evaluation, and this step is saved
                 if not stop:
                     state = _at_stage(run, state, progress, done)
@@ -420,14 +427,34 @@ def _steps(
         _log.warning("%d steps were skipped: their loss or gradient was not finite", progress.skipped_steps)
     if stop:
         _log.info("saved step %d of %d; run the same command again to go on", done, total)
+        _tell_cost(run, clock, log)
         return Outcome(False, done, run.workdir, None, progress.before, progress.after)
     if progress.is_over(config):
         _log.info("the training ends at step %d of %d: %s", done, run.loader.total_steps, progress.end(config))
     elif start_step == total:
         _log.info("all %d steps of this run are done; nothing is trained, the export is written again", total)
-    return Outcome(
-        True, done, run.workdir, _exported(run, state, metrics, progress, done), progress.before, progress.after
-    )
+    with clock.part("exporting"):
+        folder = _exported(run, state, metrics, progress, done)
+    _tell_cost(run, clock, log)
+    _report(run)
+    return Outcome(True, done, run.workdir, folder, progress.before, progress.after)
+
+
+def _tell_cost(run: _Run, clock: Clock, log: StepLog) -> None:
+    if jax.process_index() == 0:
+        tokens, trained = log.tokens
+        write_cost(run.workdir, clock.cost(tokens=tokens, trained_tokens=trained))
+
+
+def _report(run: _Run) -> None:
+    """The page of the run; what keeps it from being written is no fault of the training."""
+    if jax.process_index() > 0:
+        return
+    try:
+        for line in report([run.workdir]):
+            _log.info(line)
+    except (ValueError, OSError) as error:
+        _log.warning("report.html is not written: %s; write it with jax-sft report %s", error, run.workdir)
 
 
 def _evaluate(run: _Run, params: Any, metrics: Metrics, progress: RunProgress, step: int) -> float | None:

@@ -22,10 +22,16 @@ CHATML = (
 WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """256 bytes and three control tokens: any text is tokens, and nothing was trained."""
+def tiny_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """256 bytes, three control tokens, and `words` that are a token each: any text is tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    vocab, merges = {c: i for i, c in enumerate(alphabet)}, []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append((word[: end - 1], word[end - 1]))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -38,14 +44,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def write_model(folder: pathlib.Path, *, seed: int = 0, layers: int = 2) -> pathlib.Path:
-    """A model folder; the vocabulary is 264, of which the tokenizer uses 259."""
-    tokenizer = tiny_tokenizer()
+def write_model(folder: pathlib.Path, *, seed: int = 0, layers: int = 2, words: tuple[str, ...] = ()) -> pathlib.Path:
+    """A model folder; the vocabulary is 264, of which the tokenizer uses 259, and more for `words`."""
+    tokenizer = tiny_tokenizer(words)
     stop = tokenizer.eos_token_id
     hf_config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": 264,
+        "vocab_size": len(tokenizer) + 5,
         "num_hidden_layers": layers,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5,
