@@ -1,6 +1,6 @@
 """The change itself: a model trained from nothing first continues the question, and after fine-tuning answers it.
 
-A model of two layers reads sheets of questions, as a base model reads the web, and then a few dozen conversations. Nobody
+A model of two layers reads sheets of questions, as a base model reads the web, and then a few conversations. Nobody
 reads what it says: the probes tell the two apart.
 """
 
