@@ -39,6 +39,8 @@ def get_config():
         "请介绍一下你自己。",
         "Is this review positive or negative? Answer with one word.\nThe soup was cold and the waiter forgot us twice.",
     )
+    config.evaluate.probes = "own"  # does it answer or continue, stop, keep its role
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.checkpoint.every_steps = 18
     config.checkpoint.keep = 1
     return config

@@ -32,7 +32,8 @@ if [[ $is_smoke ]]; then
     head -n 10 demo/validation.jsonl >"$validation"
     asked=(--answers 2 --max-new-tokens 16)
     small=(--config.train.steps=3 --config.optim.warmup_steps=1
-        --config.data.validation="$validation" --config.evaluate.max_new_tokens=16)
+        --config.data.validation="$validation" --config.evaluate.max_new_tokens=16
+        --config.evaluate.probes=None --config.evaluate.forgetting.texts=None)
 fi
 workdir=${workdir:-runs/quickstart}
 

@@ -211,7 +211,7 @@ def test_a_run_that_learns_in_good_order_raises_none(measured):
             {"probes": None, "rules": None, "metrics": ()},
             "behaviour_every_steps is set, but none of evaluate.probes, rules and metrics",
         ),
-        ({"best": "forgetting/kl"}, "evaluate.best = 'forgetting/kl' is no name of metrics.jsonl"),
+        ({"best": "forgotten/kl"}, "evaluate.best = 'forgotten/kl' is no name of metrics.jsonl"),
         ({"best": "rules/prompt_loose", "rules": None}, "is not measured; set evaluate.rules"),
         ({"best": "loss/odd"}, "evaluate.best = 'loss/odd' is no name of metrics.jsonl"),
     ],

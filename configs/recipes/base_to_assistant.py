@@ -57,6 +57,8 @@ def get_config():
     config.optim.warmup_steps = 50
     config.mesh.fsdp = 8
     config.evaluate.every_steps = 200
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "What is the capital of Australia?",
         "写一封短信，告诉邻居今晚有聚会，可能会吵。",

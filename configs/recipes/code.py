@@ -52,6 +52,8 @@ def get_config():
     config.optim.warmup_steps = 50
     config.mesh.fsdp = 8
     config.evaluate.every_steps = 200
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "Write a Python function that merges overlapping intervals.",
         "用 Python 写一个函数，判断一个字符串是否是回文，忽略标点。",

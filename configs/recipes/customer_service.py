@@ -48,6 +48,8 @@ def get_config():
     config.train.accumulation = 4
     config.optim.warmup_steps = 20
     config.evaluate.every_steps = 100
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "Where is my parcel?",
         "我想退货，怎么办理？",

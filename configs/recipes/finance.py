@@ -52,6 +52,8 @@ def get_config():
     config.train.accumulation = 4
     config.optim.warmup_steps = 20
     config.evaluate.every_steps = 100
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "Revenue rose from 4.2 to 5.1 million. By how many percent? Show the working.",
         "什么是可转换债券？它和普通债券有什么区别？",

@@ -51,6 +51,8 @@ def get_config():
     config.train.accumulation = 4
     config.optim.warmup_steps = 20
     config.evaluate.every_steps = 100
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "My landlord in Berlin wants to raise the rent by 30 %. May he?",
         "试用期最长可以约定多久？",

@@ -55,6 +55,8 @@ def get_config():
     config.train.accumulation = 4
     config.optim.warmup_steps = 20
     config.evaluate.every_steps = 100
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "My blood test says ferritin 9 µg/L. What does that mean?",
         "我父亲胸口突然很痛，出冷汗，怎么办？",  # an emergency: the answer must send for help first

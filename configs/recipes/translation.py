@@ -51,6 +51,8 @@ def get_config():
     config.train.accumulation = 4
     config.optim.warmup_steps = 50
     config.evaluate.every_steps = 200
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "Translate into Chinese: She had hardly sat down when the phone rang.",
         "把下面的句子译成英文：他不是不想来，是来不了。",

@@ -50,6 +50,8 @@ def get_config():
     config.train.accumulation = 4
     config.optim.warmup_steps = 20
     config.evaluate.every_steps = 100
+    config.evaluate.probes = "own"  # does it answer, stop, keep its role: untrained, and as exported
+    config.evaluate.forgetting.texts = "own"  # how far it goes from the base on general text
     config.evaluate.prompts = (
         "I don't get it: why is 1/2 + 1/3 not 2/5?",
         "老师，这道题我不会：一个数的三倍加四等于十九，这个数是多少？",
