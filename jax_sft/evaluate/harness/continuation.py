@@ -4,6 +4,7 @@ The device writes tokens without knowing where they should end; the host reads a
 every row has ended it breaks off. So the answers to short questions do not cost `max_new_tokens`.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def continue_until(
         ValueError: see `generate`.
     """
     reader = _Reader(tokenizer, len(prompts), frozenset(stop_ids), [text for text in stop_texts if text])
-    try:
+    with contextlib.suppress(_AllEndedError):
         generate(
             graphdef,
             params,
@@ -47,8 +48,6 @@ def continue_until(
             sampling=sampling,
             on_token=reader.read,
         )
-    except _AllEndedError:
-        pass
     return [Continuation(tokens, row not in reader.open) for row, tokens in enumerate(reader.tokens)]
 
 

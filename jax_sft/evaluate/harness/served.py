@@ -274,7 +274,9 @@ class Served(TemplateLM):
         """
         sampled = wanted.pop("do_sample", False)
         given = {name: wanted.pop(name) for name in _SAMPLING if wanted.get(name) is not None}
-        others = {name: value for name, value in wanted.items() if (name, value) != ("num_beams", 1) and value is not None}
+        others = {
+            name: value for name, value in wanted.items() if (name, value) != ("num_beams", 1) and value is not None
+        }
         if others:
             raise ValueError(
                 f"generation_kwargs has {', '.join(sorted(others))}, which this backend does not follow; it follows "
