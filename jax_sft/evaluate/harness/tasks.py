@@ -68,8 +68,8 @@ def _named(task: str, manager: Any) -> list[str]:
     if found:
         return found
     near = difflib.get_close_matches(task, manager.all_tasks, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "no name is near it"
+    hint = f"did you mean {', '.join(near)}?" if near else "no name is near it;"
     raise ValueError(
-        f"unknown task {task!r}: {hint} The harness knows {len(manager.all_tasks):,} (lm_eval ls tasks lists them); a "
+        f"unknown task {task!r}: {hint} the harness knows {len(manager.all_tasks):,} (lm_eval ls tasks lists them); a "
         "task of your own is named by its YAML file, or found in include_path"
     )
