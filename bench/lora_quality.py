@@ -76,6 +76,7 @@ def train(workdir: pathlib.Path, way: str, seed: int) -> None:
     command = [sys.executable, "-m", "jax_sft", "train", "--config", "configs/quickstart.py", "--workdir"]
     command += [str(workdir.resolve()), f"--config.seed={seed}", f"--config.optim.lr={rate}", *overrides]
     command += ["--config.evaluate.every_steps=6", "--config.evaluate.prompts=()", "--config.export.certify=false"]
+    command += ["--config.evaluate.probes=None", "--config.evaluate.forgetting.texts=None"]
     subprocess.run(command, cwd=REPOSITORY, check=True)
 
 

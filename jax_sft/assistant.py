@@ -18,6 +18,16 @@ from jax_sft.data.dataset import check_context, tokenize
 from jax_sft.data.loader import Loader
 from jax_sft.data.source import parts_of
 from jax_sft.evaluate.answers import Answer, Messages, answer, encoded_prompt
+from jax_sft.evaluate.forgetting import (
+    Drift,
+    Reference,
+    Rows,
+    Text,
+    make_drift_step,
+    measure_drift,
+    reference_of,
+    rows_of,
+)
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained, load_model
@@ -35,6 +45,15 @@ class Voice(NamedTuple):
     base: Pretrained
     graphdef: Any
     params: Any
+
+
+class Reading(NamedTuple):
+    """General texts, and what a model made of them: others are compared with it."""
+
+    name: str
+    vocab: Mapping[str, int]
+    rows: Rows
+    reference: Reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +156,48 @@ class Assistant:
                 f"{self.base.path}: its loss on {', '.join(data)} is not finite; its weights may be damaged"
             )
         return losses, dataset.account
+
+    def reading(self, texts: Sequence[Text], *, batch_size: int = 8) -> Reading:
+        """Read general texts once, so that models that were made of this one can be compared with it.
+
+        Raises:
+            ValueError: no text has two tokens.
+        """
+        batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
+        length = min(self.base.config.max_positions, 1024)
+        rows = rows_of(texts, self.template, max_length=length, batch_size=batch_size)
+        with jax.set_mesh(self.mesh), told_if_short("losses"):
+            label = f"reading with {self.base.path}"
+            reference = reference_of(self.graphdef, self.params, {}, loader=rows.loader, mesh=self.mesh, label=label)
+        return Reading(str(self.base.path), self.template.tokenizer.get_vocab(), rows, reference)
+
+    def drift(self, reading: Reading) -> Drift:
+        """How far this model is from the one that did the reading.
+
+        Raises:
+            ValueError: the two do not have the same vocabulary.
+        """
+        is_sized_alike = reading.reference.head_VX.shape[0] == self.base.config.vocab_rows
+        if reading.vocab != self.template.tokenizer.get_vocab() or not is_sized_alike:
+            raise ValueError(
+                f"{self.base.path} has another vocabulary than {reading.name}, so that what they expect of a token "
+                "cannot be compared; name the model that it was fine-tuned from"
+            )
+        loader = reading.rows.loader
+        with jax.set_mesh(self.mesh), told_if_short("losses"):
+            step = make_drift_step(
+                self.graphdef, num_sources=len(loader.sources), loss_chunk_tokens=1024, mesh=self.mesh
+            )
+            return measure_drift(
+                step,
+                self.params,
+                frozen={},
+                reference=reading.reference,
+                loader=loader,
+                mesh=self.mesh,
+                sources=loader.sources,
+                bytes_by_source=reading.rows.bytes_by_source,
+            )
 
 
 def load_assistant(

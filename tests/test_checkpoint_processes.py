@@ -124,7 +124,7 @@ def start(root, devices, **options):
     environment = dict(
         os.environ,
         JAX_NUM_CPU_DEVICES=str(devices),
-        JAX_ENABLE_COMPILATION_CACHE="false",  # as `cli._start_devices` has it
+        JAX_ENABLE_COMPILATION_CACHE="false",  # as `cli.start.start_devices` has it
         PYTHONPATH=os.pathsep.join([str(REPOSITORY), *sys.path]),
     )
     root.mkdir(exist_ok=True)

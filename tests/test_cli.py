@@ -13,6 +13,7 @@ import pytest
 
 from jax_sft import cli
 from jax_sft.assistant import Assistant
+from jax_sft.cli.start import start_distributed
 from jax_sft.data.conversation import Account
 from jax_sft.evaluate.answers import Answer
 from jax_sft.evaluate.losses import Losses
@@ -608,7 +609,7 @@ def test_an_address_that_is_none_is_one_sentence(monkeypatch, address: str):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     with pytest.raises(ValueError, match=f"JAX_COORDINATOR_ADDRESS = '{address}' must be host:port"):
-        cli._start_distributed()
+        start_distributed()
 
 
 def test_a_push_that_fails_keeps_the_export(place, tmp_path, capsys, monkeypatch):

@@ -34,12 +34,12 @@ from tests.tiny import CHATML, run_config, write_conversations, write_model
 REPOSITORY = pathlib.Path(__file__).parent.parent
 LAUNCHER = """
 import logging, pathlib, sys
-from jax_sft.cli import _start_devices, _start_distributed
+from jax_sft.cli.start import start_devices, start_distributed
 logging.basicConfig(format="%(message)s")
 logging.getLogger("jax_sft").setLevel(logging.INFO)
 from tests.tiny import run_config
-_start_distributed()
-_start_devices()
+start_distributed()
+start_devices()
 from jax_sft.train_loop import train
 outcome = train(run_config(pathlib.Path(sys.argv[1]), *sys.argv[3:]), pathlib.Path(sys.argv[2]), command="test")
 sys.exit(0 if outcome.finished else 75)

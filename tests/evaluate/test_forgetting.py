@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_sft.cli import main
 from jax_sft.config import DataConfig, ForgettingConfig, LevelConfig, LoraConfig, MeshConfig
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import DataError
@@ -41,7 +42,7 @@ from jax_sft.model.families import read_model_config
 from jax_sft.model.lora import merged
 from jax_sft.sharding import make_mesh, shard_params
 from tests.adapted import random_factors
-from tests.tiny import CHATML, WIDTHS, tiny_tokenizer, write_conversations
+from tests.tiny import CHATML, WIDTHS, tiny_tokenizer, write_conversations, write_model
 
 PLAIN = read_model_config(
     {
@@ -614,3 +615,49 @@ def test_a_drift_is_plain_json():
     report = json.loads(json.dumps(dataclasses.replace(DRIFT, by_source={"en": {"loss": 1.0}}).to_dict()))
     assert report["loss_rise"] == 0.25
     assert report["by_source"] == {"en": {"loss": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def of_eval(tmp_path_factory):
+    """A model, one that was made of it, an adapter of nothing, and texts."""
+    folder = tmp_path_factory.mktemp("eval")
+    write_model(folder / "base")
+    write_model(folder / "other", seed=1)
+    (folder / "texts.txt").write_text("The boats lay in the mud.\n\n她把信放在桌上。\n")
+    return folder
+
+
+def test_eval_tells_how_far_a_model_has_gone_from_another(of_eval, capsys):
+    out = of_eval / "out.json"
+    model, base, texts = (str(of_eval / name) for name in ("other", "base", "texts.txt"))
+    assert main(["eval", "--model", model, "--against", base, "--forgetting", texts, "--out", str(out)]) == 0
+    assert f"{model} against {base}" in (said := capsys.readouterr().out) and "KL(base || model)" in said
+    found = json.loads(out.read_text())["forgetting"]
+    assert found["kl"] > 0 and found["tokens"] > 20 and found["loss_rise"] == found["loss"] - found["base_loss"]
+    same = of_eval / "same"
+    same.symlink_to(of_eval / "base")
+    assert main(["eval", "--model", str(same), "--against", base, "--forgetting", texts, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["forgetting"]
+    assert found["kl"] == pytest.approx(0, abs=1e-6) and found["agreement"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--forgetting"], "--forgetting compares with what the model was made of; name that with --against"),
+        (["--forgetting", "nowhere.txt", "--against", "BASE"], "nowhere.txt: the general texts cannot be read"),
+        (["--limit", "3", "--probes"], "--limit belongs to --tasks, which is not set"),
+        (["--num-fewshot", "0", "--probes"], "--num-fewshot belongs to --tasks"),
+    ],
+)
+def test_eval_refuses_what_it_cannot_compare_before_it_loads_a_model(of_eval, capsys, flags, fault):
+    flags = [str(of_eval / "base") if flag == "BASE" else flag for flag in flags]
+    assert main(["eval", "--model", str(of_eval / "other"), *flags]) == 1
+    assert fault in capsys.readouterr().err
+
+
+def test_models_of_other_vocabularies_are_not_compared(of_eval, capsys):
+    write_model(of_eval / "words", words=("boat",))
+    flags = ["--against", str(of_eval / "base"), "--forgetting", str(of_eval / "texts.txt")]
+    assert main(["eval", "--model", str(of_eval / "words"), *flags]) == 1
+    assert "has another vocabulary than" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_sft import cli
 from jax_sft.assistant import Assistant, load_assistant
 from jax_sft.config import MeshConfig
 from jax_sft.data.chat import ChatTemplate
@@ -452,3 +453,17 @@ def test_json_gets_what_it_can_hold():
 
 def test_importing_the_room_imports_no_harness():
     assert "lm_eval" not in vars(harness)
+
+
+@needs_harness
+def test_eval_runs_tasks_beside_its_other_measurements(folder: pathlib.Path, tmp_path: pathlib.Path, capsys):
+    out = tmp_path / "out.json"
+    flags = ["--tasks", "short_*", "--tasks-folder", cases.TASKS, "--limit", "2", "--num-fewshot", "0"]
+    assert cli.main(["eval", "--model", str(folder), *flags, "--apply-chat-template", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "short_answers" in said and "2 of 6" in said
+    found = json.loads(out.read_text())["tasks"]
+    assert found["n-samples"]["short_answers"]["effective"] == 2
+    assert found["config"]["model"]
+    assert cli.main(["eval", "--model", str(folder), "--tasks", str(tmp_path / "nowhere.yaml")]) == 1
+    assert "nowhere.yaml: there is no such task file" in capsys.readouterr().err

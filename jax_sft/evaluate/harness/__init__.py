@@ -21,7 +21,7 @@ from jax_sft.memory import told_if_short
 if TYPE_CHECKING:
     from jax_sft.model.decoder import Decoder
 
-__all__ = ["Examinee", "jsonable", "lines", "run_tasks"]
+__all__ = ["Examinee", "check_tasks", "jsonable", "lines", "run_tasks"]
 
 _BOOTSTRAP_DRAWS = 1000  # of metrics whose error has no formula; the harness' own default is 100,000
 
@@ -55,6 +55,7 @@ def run_tasks(
     bootstrap_iters: int = _BOOTSTRAP_DRAWS,
     cache_requests: bool = False,
     seed: int = 0,
+    fewshot_seed: int = 1234,
     confirm_run_unsafe_code: bool = False,
 ) -> dict[str, Any]:
     """Run tasks of the harness. Every process must call it; every process gets the same results.
@@ -73,7 +74,8 @@ def run_tasks(
         log_samples: keep every question, answer and score under "samples".
         bootstrap_iters: draws for the errors of metrics that have no formula for it; 0: no errors.
         cache_requests: keep the questions, as the harness builds them, in its folder for the next run.
-        seed: of few-shot examples and sampled answers.
+        seed: of sampled answers.
+        fewshot_seed: of few-shot examples that are drawn; the harness' own default.
         confirm_run_unsafe_code: tasks may run code that the model wrote.
 
     Returns:
@@ -104,15 +106,28 @@ def run_tasks(
             batch_size=batch_size,
             apply_chat_template=apply_chat_template,
             system_instruction=system_instruction,
-            fewshot_as_multiturn=fewshot_as_multiturn,
+            fewshot_as_multiturn=apply_chat_template and fewshot_as_multiturn,
             gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
             log_samples=log_samples,
             bootstrap_iters=bootstrap_iters,
             cache_requests=cache_requests,
             random_seed=seed,
-            fewshot_random_seed=seed,
+            fewshot_random_seed=fewshot_seed,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
+
+
+def check_tasks(tasks: Sequence[str], *, include_path: str | None = None) -> None:
+    """Find tasks before a model is loaded.
+
+    Raises:
+        ImportError: the harness is not installed.
+        ValueError: an unknown task, or no task file where one is named.
+    """
+    _check_installed()
+    from jax_sft.evaluate.harness.tasks import find_tasks
+
+    find_tasks(tasks, include_path=include_path)
 
 
 def _check(**numbers: int | None) -> None:

@@ -149,17 +149,21 @@ class Served(TemplateLM):
         rows, places = self._rows(requests)
         waiting = np.bincount([row for row, _, _ in places], minlength=len(rows)) if rows else []
         with self._precisely(), self._bar(len(requests), "scoring", disable_tqdm) as bar:
+
+            def told(row: int) -> None:
+                bar.update(int(waiting[row]))
+
             scored = score(
                 self.examinee.graphdef,
                 self.examinee.params,
                 rows,
                 batch_size=self.batch_size,
                 mesh=self.examinee.mesh,
-                on_scored=lambda row: bar.update(int(waiting[row])) and None,
+                on_scored=told,
             )
         answers = []
-        for (texts, _, _), (row, start, end) in zip(requests, places, strict=True):
-            of_row = scored[row]
+        for asked, (row, start, end) in zip(requests, places, strict=True):
+            of_row, texts = scored[row], asked[0]
             logprob = float(of_row.logprob_P[start:end].sum(dtype=np.float64))
             answers.append((logprob, bool(of_row.is_best_P[start:end].all())))
             if texts is not None:  # the windows of a longer text are none of the harness' requests
