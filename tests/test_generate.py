@@ -165,14 +165,17 @@ def test_filters_keep_what_transformers_keeps(top_k, top_p):
 def test_samples_follow_the_softmax_of_the_candidates():
     logits_BV = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.25, 0.2, 0.05]))[None], (4000, 4))
     sampling = Sampling(temperature=1.0, top_p=0.9)
-    drawn_B = generate_module._choose(logits_BV, jnp.zeros(4000, jnp.int32), jnp.uint32(0), sampling)
+    drawn_B = generate_module._choose(logits_BV, jnp.zeros(4000, jnp.int32), jnp.arange(4000), jnp.uint32(0), sampling)
     shares = np.bincount(np.asarray(drawn_B), minlength=4) / 4000
     np.testing.assert_allclose(shares, np.array([0.5, 0.25, 0.2, 0]) / 0.95, atol=0.03)
 
 
 def test_every_token_of_a_row_is_a_new_draw():
     logits_BV = jnp.zeros((1, 1000))
-    drawn = [generate_module._choose(logits_BV, jnp.array([count]), jnp.uint32(0), WARM)[0] for count in range(5)]
+    drawn = [
+        generate_module._choose(logits_BV, jnp.array([count]), jnp.array([0]), jnp.uint32(0), WARM)[0]
+        for count in range(5)
+    ]
     assert len({int(token) for token in drawn}) == 5
 
 
@@ -277,6 +280,119 @@ def test_sharded_generates_the_same():
                 GRAPHDEF, params, PROMPTS + PROMPTS[:1], max_new_tokens=6, stop_ids=[], pad_id=0, sampling=sampling
             )
             assert got == answer
+
+
+MANY = [[(7 * i + j) % 31 for j in range(1 + (5 * i) % 7)] for i in range(9)]  # of 1 to 7 tokens, in no order
+
+
+def loop_steps(monkeypatch) -> list[int]:
+    """How many steps the loop has taken after each of its calls."""
+    taken: list[int] = []
+    run = generate_module._continue
+
+    def counted(*args, **options):
+        rows = run(*args, **options)
+        taken.append(int(rows.steps))
+        return rows
+
+    monkeypatch.setattr(generate_module, "_continue", counted)
+    return taken
+
+
+@pytest.fixture(scope="module")
+def stop_of_many() -> int:
+    """An id that ends some of the answers to MANY soon, some late and some never."""
+    free = tokens(MANY, max_new_tokens=8)
+
+    def ends(stop: int) -> set[int]:
+        return {row.index(stop) if stop in row else len(row) for row in free}
+
+    return max(range(CONFIG.vocab_size), key=lambda stop: len(ends(stop)))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 4])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, WARM, Sampling(repetition_penalty=1.5)], ids=["greedy", "warm", "penalty"]
+)
+def test_prompts_that_wait_for_a_row_are_answered_as_if_there_were_one_for_each(sampling, rows_at_once, stop_of_many):
+    options = {"max_new_tokens": 8, "stop_ids": [stop_of_many], "sampling": sampling}
+    wanted = answers(MANY, **options)
+    assert answers(MANY, rows_at_once=rows_at_once, **options) == wanted
+    assert {answer.stopped for answer in wanted} == {True, False}
+
+
+def test_greedy_answers_of_prompts_that_waited_are_those_of_each_alone():
+    assert tokens(MANY, rows_at_once=3) == [by_hand(prompt, 6) for prompt in MANY]
+
+
+def test_a_row_that_has_ended_is_filled_anew_while_others_go_on(monkeypatch, stop_of_many):
+    lengths = [len(answer.tokens) for answer in answers(MANY, max_new_tokens=8, stop_ids=[stop_of_many])]
+    order = sorted(range(len(MANY)), key=lambda i: len(MANY[i]))
+    steps = [lengths[i] + (lengths[i] < 8) for i in order]  # a stop id takes a step too
+    taken = loop_steps(monkeypatch)
+    answers(MANY, max_new_tokens=8, stop_ids=[stop_of_many], rows_at_once=3)
+    free_at = [0, 0, 0]
+    for count in steps:  # the next one goes where a row is free first
+        free_at[free_at.index(min(free_at))] += count
+    assert taken[-1] == max(free_at)
+    assert taken[-1] < sum(max(steps[i : i + 3]) for i in range(0, len(steps), 3))
+
+
+def test_an_answer_without_an_end_is_as_long_as_it_may_be_and_holds_nobody_up(monkeypatch, stop_of_many):
+    wanted = answers(MANY, max_new_tokens=8, stop_ids=[stop_of_many])
+    (endless, *_) = [MANY[i] for i, answer in enumerate(wanted) if not answer.stopped]
+    soon = min((i for i in range(len(MANY)) if wanted[i].stopped), key=lambda i: len(wanted[i].tokens))
+    taken = loop_steps(monkeypatch)
+    got = answers([endless, *[MANY[soon]] * 4], max_new_tokens=8, stop_ids=[stop_of_many], rows_at_once=2)
+    assert [len(answer.tokens) for answer in got] == [8, *[len(wanted[soon].tokens)] * 4]
+    # All of the short ones go through one row, while the endless one writes in the other.
+    assert taken[-1] == max(8, 4 * (len(wanted[soon].tokens) + 1))
+
+
+def test_tokens_of_prompts_that_wait_are_streamed_in_order(monkeypatch, stop_of_many):
+    monkeypatch.setattr(generate_module, "STREAMED_STEPS", 2)
+    came: list[list[int]] = [[] for _ in MANY]
+    told = answers(
+        MANY,
+        max_new_tokens=8,
+        stop_ids=[stop_of_many],
+        rows_at_once=4,
+        on_token=lambda prompt, token: came[prompt].append(token),
+    )
+    assert (
+        came
+        == [answer.tokens for answer in told]
+        == [a.tokens for a in answers(MANY, max_new_tokens=8, stop_ids=[stop_of_many])]
+    )
+
+
+def test_more_prompts_than_rows_need_three_programs_however_many_wait():
+    programs = [generate_module._prefill, generate_module._refill, generate_module._continue]
+    answers(MANY[:5], rows_at_once=4)
+    sizes = [program._cache_size() for program in programs]
+    answers(MANY * 2, rows_at_once=4)
+    assert sizes == [program._cache_size() for program in programs]
+
+
+def test_bfloat16_answers_of_prompts_that_waited_are_those_of_each_alone():
+    graphdef = build(CONFIG, dtype="bfloat16", attention="auto")
+    options = {"max_new_tokens": 4, "stop_ids": [], "pad_id": 0, "sampling": GREEDY}
+    one_by_one = [generate(graphdef, PARAMS, [prompt], **options)[0] for prompt in MANY[:3]]
+    assert generate(graphdef, PARAMS, MANY[:3], rows_at_once=2, **options) == one_by_one
+
+
+def test_prompts_that_wait_are_answered_the_same_on_a_mesh():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    wanted = answers(MANY, sampling=WARM)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(PARAMS, shard_params(PARAMS, mesh))
+        options = {"max_new_tokens": 6, "stop_ids": [], "pad_id": 0, "sampling": WARM}
+        assert generate(GRAPHDEF, params, MANY, rows_at_once=4, **options) == wanted
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="rows_at_once = 0 must be at least 1; it is how many prompts are answered"):
+        answers(rows_at_once=0)
 
 
 def test_no_prompts_give_no_answers():

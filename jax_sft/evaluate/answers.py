@@ -4,15 +4,13 @@ In: weights, a ChatTemplate, conversations that end in a user's turn. Out: an An
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax_sft.data.chat import ChatTemplate
 from jax_sft.data.conversation import Conversation
-from jax_sft.generate import Generated, Sampling, generate
+from jax_sft.generate import Sampling, generate
 
-ROWS_AT_ONCE = 32
 Messages = Sequence[Mapping[str, Any]]  # {"role": ..., "content": ...}
 
 
@@ -37,28 +35,22 @@ def answer(
 ) -> list[Answer]:
     """Answer every conversation, and go on from every text.
 
-    More than `ROWS_AT_ONCE` are answered in batches of prompts that are about as long as each other.
-
-    `on_token(row, token)` is called as tokens come.
+    `on_token(row, token)` is called as tokens come. Of many, `generate.ROWS_AT_ONCE` are answered at one time.
 
     Raises:
         ValueError: a message without role or content, or a conversation too long for the model.
     """
     prompts = [encoded_prompt(template, asked) for asked in conversations]
-    generated: list[Generated | None] = [None] * len(prompts)
-    for rows in batches_of([len(prompt) for prompt in prompts]):
-        found = generate(
-            graphdef,
-            params,
-            [prompts[row] for row in rows],
-            max_new_tokens=max_new_tokens,
-            stop_ids=template.stop_ids,
-            pad_id=0,  # never read
-            sampling=sampling,
-            on_token=on_token and functools.partial(_told, on_token, rows),
-        )
-        for row, said in zip(rows, found, strict=True):
-            generated[row] = said
+    generated = generate(
+        graphdef,
+        params,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=template.stop_ids,
+        pad_id=0,  # never read
+        sampling=sampling,
+        on_token=on_token,
+    )
     return [
         Answer(
             text=template.tokenizer.decode(said.tokens, skip_special_tokens=True).strip(),
@@ -66,7 +58,6 @@ def answer(
             stopped=said.stopped,
         )
         for said in generated
-        if said is not None
     ]
 
 
@@ -88,21 +79,6 @@ def has_room(template: ChatTemplate, asked: Messages | str, *, max_positions: in
         return len(encoded_prompt(template, asked)) + max_new_tokens <= max_positions
     except ValueError:
         return False
-
-
-def batches_of(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows in batches: the shortest prompts together, so that few are filled up; a few rows stay in order."""
-    if len(lengths) <= ROWS_AT_ONCE:
-        return [list(range(len(lengths)))] if lengths else []
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
-    count = -(-len(order) // ROWS_AT_ONCE)
-    # As many in each, but for one: another size is another program.
-    size = -(-len(order) // count)
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def _told(on_token: Callable[[int, int], None], rows: Sequence[int], row: int, token: int) -> None:
-    on_token(rows[row], token)
 
 
 def askable(

@@ -83,6 +83,28 @@ def cached_attention(
     return _attend(q_B1NH, k_BSKH, v_BSKH, _is_seen(back_B1S, scores.window), scores)
 
 
+def put_in_rows(x_LBSKH: jax.Array, new_LB1KH: jax.Array, slot_B: jax.Array) -> jax.Array:
+    """The cache with one new token a row, at slot_B[b] of row b; a row without such a slot stays as it is.
+
+    Donate the cache under jit: in float32 on one device nothing of it moves then but the new tokens.
+    """
+    slots, mesh = x_LBSKH.shape[2], jax.sharding.get_abstract_mesh()
+    if x_LBSKH.dtype != jnp.float32 or mesh.size > 1:
+        # One selection over all of the cache: it leaves rows on their devices, and XLA:CPU would turn a bfloat16
+        # scatter, or a bfloat16 cache carried through a loop, into float32 copies of the whole cache.
+        is_new_BS = jnp.arange(slots, dtype=jnp.int32)[None, :] == slot_B[:, None]
+        return jnp.where(is_new_BS[None, :, :, None, None], new_LB1KH, x_LBSKH)
+
+    def put(b: jax.Array, x_LBSKH: jax.Array) -> jax.Array:
+        zero, slot = jnp.int32(0), jnp.minimum(slot_B[b], slots - 1)
+        here = (zero, b, slot, zero, zero)
+        new_L11KH = jax.lax.dynamic_slice_in_dim(new_LB1KH, b, 1, axis=1)
+        old_L11KH = jax.lax.dynamic_slice(x_LBSKH, here, new_L11KH.shape)
+        return jax.lax.dynamic_update_slice(x_LBSKH, jnp.where(slot_B[b] < slots, new_L11KH, old_L11KH), here)
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(x_LBSKH.shape[1]), put, x_LBSKH)
+
+
 def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, scores: Scores) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]

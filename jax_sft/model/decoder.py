@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_sft.model.attention import KVCache, Scores, attention, cached_attention, check_backend
+from jax_sft.model.attention import KVCache, Scores, attention, cached_attention, check_backend, put_in_rows
 from jax_sft.model.config import ModelConfig, Rope
 from jax_sft.model.experts import Biases, Load, Routing, apply_experts, imbalance, load_of, low_rank, route
 from jax_sft.model.layers import (
@@ -187,11 +187,9 @@ class Decoder(nnx.Module):
 
         layers = (self._layers(), cache.k_LBSKH, cache.v_LBSKH)
         x_B1D, (k_LB1KH, v_LB1KH) = jax.lax.scan(body, self._embed(tokens_B[:, None]), layers)
-        # One selection over the cache instead of a write per layer and row: XLA:CPU would turn a bfloat16 scatter, or
-        # a bfloat16 cache carried through the scan, into float32 copies of the whole cache.
         longer = KVCache(
-            k_LBSKH=jnp.where(is_new_BS11[None], k_LB1KH, cache.k_LBSKH),
-            v_LBSKH=jnp.where(is_new_BS11[None], v_LB1KH, cache.v_LBSKH),
+            k_LBSKH=put_in_rows(cache.k_LBSKH, k_LB1KH, cache.length_B),
+            v_LBSKH=put_in_rows(cache.v_LBSKH, v_LB1KH, cache.length_B),
             length_B=cache.length_B + 1,
         )
         return self._last_logits(x_B1D), longer

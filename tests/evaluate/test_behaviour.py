@@ -7,7 +7,7 @@ import pytest
 from jax_sft.config import DataConfig
 from jax_sft.data.source import parts_of
 from jax_sft.evaluate import behaviour, metrics, probes, rules
-from jax_sft.evaluate.answers import ROWS_AT_ONCE, Answer, batches_of
+from jax_sft.evaluate.answers import Answer
 
 
 def saying(text, *, stopped=True):
@@ -127,13 +127,3 @@ def test_prompts_without_room_are_left_out_and_counted():
     assert left_out > 0 and len(kept.probes) + left_out == 60
     with pytest.raises(ValueError, match="no room for any prompt of the probes and an answer; lower --max-new-tokens"):
         asked.fitting(lambda _: False)
-
-
-def test_many_prompts_are_asked_in_batches_of_about_one_length():
-    lengths = [7, 3] * ROWS_AT_ONCE
-    batches = batches_of(lengths)
-    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
-    assert all(len(rows) <= ROWS_AT_ONCE for rows in batches) and len(batches) == 2
-    assert [{lengths[row] for row in rows} for rows in batches] == [{3}, {7}]
-    assert batches_of([5, 1, 9]) == [[0, 1, 2]] and batches_of([]) == []
-    assert {len(rows) for rows in batches_of([1] * (ROWS_AT_ONCE + 1))} == {17, 16}
