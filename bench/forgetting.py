@@ -1,6 +1,5 @@
-"""What each remedy against forgetting buys: SmolLM2-135M fine-tuned on narrow data at a high rate, and the same
-with a replay of general text, a pull by what is said, a pull of the weights, an average over steps, and the average
-with the base at export.
+"""What each remedy against forgetting buys: SmolLM2-135M fine-tuned on narrow data at a high rate, and the same with a
+pull by what is said, a replay of general text, a pull of the weights, an average over steps, and adapters.
 
 Run: python bench/forgetting.py --workdirs runs/forgetting [--replay FILE] [--report]
 
@@ -43,7 +42,6 @@ WAYS = {
     ],
 }
 COLOURS = ("#333333", "#b4541a", "#1f6fb4", "#3a8a3a", "#8a3a8a", "#a08a20", "#20a0a0", "#c03060")
-FACTORS = ("0.3", "0.5", "0.7", "0.85")  # of the average with the base
 NUMBERS = ("loss_rise", "kl", "agreement")
 
 
@@ -73,9 +71,6 @@ def main() -> None:
             print(f"{way}: NOT FINISHED, left out", file=sys.stderr)
     if "plain" not in curves:
         sys.exit(f"{options.workdirs}: the plain run is not finished, and all is compared with it")
-    if not options.report:
-        averages(options.workdirs, texts)
-    curves |= {f"average {factor}": found for factor, found in averaged(options.workdirs).items()}
     print("\n".join(table(curves)))
     options.plot.write_text(plot(curves), "utf-8")
 
@@ -131,23 +126,6 @@ def curve(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
             if key in values:
                 found.setdefault(values["step"], {})[name] = values[key]
     return {step: point for step, point in found.items() if len(point) == 1 + len(NUMBERS)}
-
-
-def averages(folder: pathlib.Path, texts: pathlib.Path) -> None:
-    """The last weights of the plain run, averaged with the base, swept in one command."""
-    out = folder / "averages"
-    if (out / "interpolate.json").is_file():
-        return
-    command = [sys.executable, "-m", "jax_sft", "export", "--workdir", str((folder / "plain").resolve())]
-    command += ["--out", str(out.resolve()), "--interpolate", *FACTORS, "--no-certificate", "--dtype", "float32"]
-    command += ["--data", str(validation(folder)), "--texts", str(texts)]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
-
-
-def averaged(folder: pathlib.Path) -> dict[str, dict[int, dict[str, float]]]:
-    """What the sweep found, by factor."""
-    file = folder / "averages" / "interpolate.json"
-    raise NotImplementedError(file)
 
 
 def table(curves: dict[str, dict[int, dict[str, float]]]) -> list[str]:
