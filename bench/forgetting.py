@@ -58,7 +58,7 @@ def main() -> None:
     curves: dict[str, dict[int, dict[str, float]]] = {}
     for way, overrides in WAYS.items():
         workdir = (options.workdirs / way).resolve()
-        if way == "replay":
+        if way == "replay" and not options.report:
             if options.replay is None:
                 print("--replay NOT GIVEN, so nothing is said of replay", file=sys.stderr)
                 continue
