@@ -25,6 +25,7 @@ from jax_sft.hf.peft import with_template_of
 from jax_sft.hf.save import save_model
 from jax_sft.hf.save_adapter import write_adapter
 from jax_sft.hf.stored import weights_hash
+from jax_sft.interpolate import between, scaled_adapters
 from jax_sft.manifest import read_config
 from jax_sft.model.lora import merged
 from jax_sft.parameters import Parameters, joined, load_base, of_adapter, parameters
@@ -85,10 +86,12 @@ def write_trained(
     form: str,
     base_name: str | None = None,
     revision: str | None = None,
+    factor: float = 1.0,
 ) -> pathlib.Path:
     """Write what was trained: all weights ("full"), or adapters: added to their base ("merged"), or alone ("adapter").
 
-    Both trees are used up. An adapter names its base as `base_name`, a hub id or a path; None: the path it lies at.
+    With a `factor` below 1, weights between the base's and these; see `interpolate`. Both trees are used up. An adapter
+    names its base as `base_name`, a hub id or a path; None: the path it lies at.
 
     Raises:
         ValueError: of `write_export`; the merged model says something else than the adapters beside their base.
@@ -96,6 +99,13 @@ def write_trained(
     if plan.base in ("int8", "nf4"):
         export = dataclasses.replace(export, facts=export.facts | {"base while training": _held(plan.base)})
         _log.info("exported for the base as its files have it; it was %s", _held(plan.base))
+    if factor != 1:
+        export = dataclasses.replace(export, facts=export.facts | {"averaged with the base": f"{factor:g} of the way"})
+        mesh = jax.tree.leaves(trained)[0].sharding.mesh
+        if form == "adapter":
+            trained = scaled_adapters(plan, trained, plan.load_in_full(base, mesh), factor)
+        elif form == "full":
+            trained = between(plan.load_in_full(base, mesh), trained, factor)
     if form == "adapter":
         assert plan.lora is not None
         write_adapter(
@@ -121,7 +131,15 @@ def write_trained(
         assert plan.lora is not None
         mesh = jax.tree.leaves(trained)[0].sharding.mesh
         jax.tree.map(lambda x: x.delete(), frozen)  # its numbers are read again, in float32
+        is_tied = base.config.tied_head
         base, params, said = _merged(base, plan, trained, mesh, export.exam)
+        if factor != 1 and base.config.tied_head != is_tied:
+            raise ValueError(
+                "--interpolate: adapters of a tied embedding or head untie the two, and the base has no such head; "
+                "export with --format adapter"
+            )
+        if factor != 1:
+            params = between(plan.load_base(base, mesh), params, factor)
         export = dataclasses.replace(export, facts=export.facts | said)
     return write_export(base, params, export)
 
@@ -214,6 +232,7 @@ def export_workdir(
     form: str | None = None,
     certified: bool = True,
     name: str | None = None,
+    factor: float = 1.0,
 ) -> int:
     """Export the newest good checkpoint of a workdir, or the one of `step`. Returns the step that was exported.
 
@@ -222,6 +241,7 @@ def export_workdir(
     Args:
         form: full, merged or adapter; None: as the run's config says.
         certified: whether the folder is read back and gets a certificate.
+        factor: how far from the base, 0, to what was trained, 1; see `interpolate`.
 
     Raises:
         ValueError: the folder is no workdir, or holds no good checkpoint of that step.
@@ -254,7 +274,8 @@ def export_workdir(
     checkpoints.close()
     _check_still_the_same(workdir, plan, base, checkpoints.fingerprint_of(found))
     before = Losses(**notes["before"]) if notes.get("before") else None
-    after = Losses(**notes["after"]) if notes.get("after") and notes["after_step"] == found else None
+    is_measured = notes.get("after") and notes["after_step"] == found and factor == 1
+    after = Losses(**notes["after"]) if is_measured else None
     facts = training_facts(config, found, before, after)
     same_form = form == config.export.format
     export = Export(
@@ -275,6 +296,7 @@ def export_workdir(
         form=form,
         base_name=config.model.path,
         revision=config.model.revision,
+        factor=factor,
     )
     return found
 
@@ -315,6 +337,7 @@ def export_model(
     form: str | None = None,
     certified: bool = True,
     name: str | None = None,
+    factor: float = 1.0,
 ) -> None:
     """Rewrite a model as a Hugging Face folder: a .gguf file becomes one, or a folder changes its dtype.
 
@@ -324,6 +347,10 @@ def export_model(
     told = functools.partial(Export, out=out, max_shard_size=max_shard_size, name=name)
     mesh = make_mesh(MeshConfig())
     if adapter is None:
+        if factor != 1:
+            raise ValueError(
+                "--interpolate needs what was trained and its base; name a --workdir, or an --adapter of --model"
+            )
         if form not in (None, "full"):
             raise ValueError(f"--format {form} needs adapters; name them with --adapter, or choose full")
         base = load_model(source, revision=revision, mesh=mesh)
@@ -340,7 +367,7 @@ def export_model(
     facts = {"base model": _public_name(source), "adapter": _public_name(adapter)}
     export = told(dtype=dtype, facts=facts, exam=make_exam(base) if certified else None)
     base_name = plan.adapter.base_name or source
-    write_trained(base, plan, plan.load_adapter(mesh), {}, export, form=form, base_name=base_name)
+    write_trained(base, plan, plan.load_adapter(mesh), {}, export, form=form, base_name=base_name, factor=factor)
 
 
 def _stored_dtype(base: Pretrained) -> str:

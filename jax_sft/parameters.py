@@ -114,7 +114,7 @@ class Parameters:
 
     def load_trained(self, base: Pretrained, frozen: Params, mesh: Mesh, *, seed: int) -> Params:
         """The trained part as it starts, beside the frozen one."""
-        trained = self._load_full(base, mesh)
+        trained = self.load_in_full(base, mesh)
         if self.lora is None:
             return trained
         return joined(trained, self._start(joined(trained, frozen), mesh, seed=seed))
@@ -151,7 +151,8 @@ class Parameters:
         assert self.adapter is not None
         return jax.device_put(self.adapter.params, shard_params(self.adapter.params, mesh))
 
-    def _load_full(self, base: Pretrained, mesh: Mesh) -> Params:
+    def load_in_full(self, base: Pretrained, mesh: Mesh) -> Params:
+        """What is trained as it is, as the base's files have it."""
         if not self.in_full:
             return {}
         return load_params(base, shardings=shard_params(abstract_params(self.model), mesh), only=self.in_full)

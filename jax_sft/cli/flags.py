@@ -134,6 +134,19 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=_step, metavar="N|best", help="of the workdir; default: the newest")
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     export.add_argument("--revision", metavar="R")
+    export.add_argument(
+        "--interpolate",
+        nargs="+",
+        type=float,
+        metavar="A",
+        help="weights between the base, 0, and what was trained, 1; several: a folder of each in --out",
+    )
+    export.add_argument(
+        "--data", nargs="+", default=[], metavar="F", help="of --interpolate: measure the loss on these"
+    )
+    export.add_argument(
+        "--texts", nargs="?", const="", metavar="F", help="with --interpolate: what is forgotten, by these; own texts"
+    )
     export.add_argument("--no-certificate", action="store_true", help="do not read the folder back and compare")
     export.add_argument("--push-to-hub", type=_hub_name, metavar="org/name", help="then upload the folder, which stays")
     export.add_argument("--private", action="store_true", help="nobody else may see what is pushed")
