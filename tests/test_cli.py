@@ -368,7 +368,10 @@ def test_every_problem_of_a_config_comes_out_at_once(place, capsys):
         (["data", "--config", "{p}/c.py", "--html", "{p}"], "is a folder, where a file is to be written"),
         (["data", "--config", "{p}/c.py", "--dump", "{p}"], "is a folder, where a file is to be written"),
         (["eval", "--model", "m", "--against", "m", "--data", "d"], "--against names the same model"),
-        (["eval", "--model", "m"], "there is nothing to measure; name files with --data, or ask for --probes or"),
+        (
+            ["eval", "--model", "m"],
+            "there is nothing to measure; name files with --data, or ask for --probes, --rules, --tasks",
+        ),
         (
             ["eval", "--model", "m", "--metric", "f1"],
             "--metric compares answers with those of --data, which is not set",
