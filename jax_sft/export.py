@@ -272,7 +272,7 @@ def export_workdir(
             )
     found, trained, notes = checkpoints.restore_params(shape, step=step, averaged=config.train.ema_decay is not None)
     checkpoints.close()
-    _check_still_the_same(workdir, plan, base, checkpoints.fingerprint_of(found))
+    _check_still_the_same(workdir, plan, base, checkpoints.fingerprint_of(found), reads_base=factor != 1)
     before = Losses(**notes["before"]) if notes.get("before") else None
     is_measured = notes.get("after") and notes["after_step"] == found and factor == 1
     after = Losses(**notes["after"]) if is_measured else None
@@ -301,16 +301,19 @@ def export_workdir(
     return found
 
 
-def _check_still_the_same(workdir: pathlib.Path, plan: Parameters, base: Pretrained, saved: dict[str, Any]) -> None:
+def _check_still_the_same(
+    workdir: pathlib.Path, plan: Parameters, base: Pretrained, saved: dict[str, Any], *, reads_base: bool
+) -> None:
     """What a checkpoint does not hold is what it was: the base, and how adapters count.
 
     Args:
         saved: the fingerprint of the run.
+        reads_base: whether the base's weights are read, beside all that were trained, to average with them.
 
     Raises:
         ValueError: it is not.
     """
-    if plan.lora is None and not plan.frozen_layers:
+    if plan.lora is None and not plan.frozen_layers and not reads_base:
         return
     found = weights_hash(base.path)
     if saved["model.weights"] != found:

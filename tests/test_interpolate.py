@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from jax_sft.cli import main
 from jax_sft.train_loop import train
-from tests.tiny import run_config
+from tests.tiny import run_config, write_model
 
 ONE_AXIS = ("mesh.data=8", "mesh.fsdp=1", "train.steps=3")
 LORA = ("lora.rank=4", "lora.base=float32", "export.format=adapter")
@@ -98,6 +98,7 @@ def test_a_sweep_writes_and_measures_a_folder_of_each_factor(folder, tmp_path, c
         (["--interpolate", "0.5", "0.5"], "--interpolate names 0.5 twice; leave one out"),
         (["--data", "x.jsonl"], "--data and --texts measure what --interpolate writes, which is not set"),
         (["--interpolate", "0.5", "1", "--push-to-hub", "a/b"], "--push-to-hub pushes one folder"),
+        (["--interpolate", "0.5", "--texts", "--push-to-hub", "a/b"], "--push-to-hub pushes one folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(folder, tmp_path, capsys, flags, fault):
@@ -113,3 +114,13 @@ def test_what_has_no_base_or_no_proportion_is_refused(folder, tmp_path, capsys):
         main(["export", "--workdir", str(folder / "dora"), "--out", str(tmp_path / "o"), "--interpolate", "0.5"]) == 1
     )
     assert "what DoRA adapters add is no multiple" in capsys.readouterr().err
+
+
+def test_a_base_that_has_changed_since_is_not_averaged_with(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    config = run_config(tmp_path, *ONE_AXIS)
+    train(config, run, command="test")
+    write_model(tmp_path / "model", seed=7)
+    assert main(["export", "--workdir", str(run), "--out", str(tmp_path / "out"), "--interpolate", "0.5"]) == 1
+    assert "was trained on other weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -74,8 +74,11 @@ def _check_factors(options: argparse.Namespace) -> None:
         check_factor(factor)
         if factors.count(factor) > 1:
             raise ValueError(f"--interpolate names {factor:g} twice; leave one out")
-    if options.push_to_hub and len(factors) > 1:
-        raise ValueError("--push-to-hub pushes one folder; look at those of --interpolate, and export the best again")
+    if options.push_to_hub and (len(factors) > 1 or options.data or options.texts is not None):
+        raise ValueError(
+            "--push-to-hub pushes one folder; look at those of --interpolate first, and export the best again, with "
+            "one factor and without --data and --texts"
+        )
     if options.model and not options.adapter:
         raise ValueError(
             "--interpolate needs what was trained and its base; name a --workdir, or an --adapter of --model"
