@@ -85,19 +85,26 @@ class Point:
 
 
 def sweep(
-    folders: Mapping[float, pathlib.Path], *, base: str, are_adapters: bool, data: Sequence[str], texts: Sequence[Text]
+    folders: Mapping[float, pathlib.Path],
+    *,
+    base: str,
+    revision: str | None,
+    are_adapters: bool,
+    data: Sequence[str],
+    texts: Sequence[Text],
 ) -> list[Point]:
     """What each folder loses on files, and how far it is from the base on general texts.
 
     Raises:
         ValueError: of the files.
     """
-    assistant = load_assistant(base)
+    load_base = functools.partial(load_assistant, base, revision=revision)
+    assistant = load_base()
     reading = assistant.reading(texts) if texts else None
     del assistant
     found = []
     for factor, folder in folders.items():
-        model = load_assistant(base, adapters=[str(folder)]) if are_adapters else load_assistant(str(folder))
+        model = load_base(adapters=[str(folder)]) if are_adapters else load_assistant(str(folder))
         losses = model.losses(data)[0] if data else None
         drift = None if reading is None else model.drift(reading)
         found.append(Point(factor, str(folder), losses, drift))

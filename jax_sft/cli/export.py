@@ -102,8 +102,10 @@ def _sweep(
         return
     config = read_config(pathlib.Path(options.workdir)) if options.workdir else None
     form = options.format or (config.export.format if config else "merged")
-    base = config.model.path if config else options.model
-    points = sweep(folders, base=base, are_adapters=form == "adapter", data=options.data, texts=texts)
+    base, revision = (config.model.path, config.model.revision) if config else (options.model, options.revision)
+    points = sweep(
+        folders, base=base, revision=revision, are_adapters=form == "adapter", data=options.data, texts=texts
+    )
     told = lines(points)
     print("\n".join(told))
     with written_whole(out / "interpolate.json") as file:
