@@ -19,12 +19,11 @@ from jax_sft.data.loader import Loader
 from jax_sft.data.source import parts_of
 from jax_sft.evaluate.answers import Answer, Messages, answer, encoded_prompt
 from jax_sft.evaluate.forgetting import (
+    Compared,
     Drift,
-    Reference,
-    Rows,
     Text,
+    drift_of,
     make_drift_step,
-    measure_drift,
     reference_of,
     rows_of,
 )
@@ -52,8 +51,7 @@ class Reading(NamedTuple):
 
     name: str
     vocab: Mapping[str, int]
-    rows: Rows
-    reference: Reference
+    compared: Compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +133,9 @@ class Assistant:
             raise ValueError(f"batch_size = {batch_size} must be at least 1; the losses do not depend on it")
         dataset = tokenize(config, parts_of(tuple(data)), self.template, cache_dir=None)
         check_context(dataset, self.base.config.max_positions, name=str(self.base.path))
-        batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
         loader = Loader(
             dataset,
-            batch_size=batch_size,
+            batch_size=self._spread(batch_size),
             max_length=min(config.max_length, max(int(dataset.lengths_N.max()), 512)),
             packing=config.packing,
             sources=dataset.sources,
@@ -163,13 +160,13 @@ class Assistant:
         Raises:
             ValueError: no text has two tokens.
         """
-        batch_size = -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
         length = min(self.base.config.max_positions, 1024)
-        rows = rows_of(texts, self.template, max_length=length, batch_size=batch_size)
+        rows = rows_of(texts, self.template, max_length=length, batch_size=self._spread(batch_size))
         with jax.set_mesh(self.mesh), told_if_short("losses"):
             label = f"reading with {self.base.path}"
             reference = reference_of(self.graphdef, self.params, {}, loader=rows.loader, mesh=self.mesh, label=label)
-        return Reading(str(self.base.path), self.template.tokenizer.get_vocab(), rows, reference)
+        compared = Compared(rows.loader, reference, rows.bytes_by_source)
+        return Reading(str(self.base.path), self.template.tokenizer.get_vocab(), compared)
 
     def drift(self, reading: Reading) -> Drift:
         """How far this model is from the one that did the reading.
@@ -177,27 +174,21 @@ class Assistant:
         Raises:
             ValueError: the two do not have the same vocabulary.
         """
-        is_sized_alike = reading.reference.head_VX.shape[0] == self.base.config.vocab_rows
+        is_sized_alike = reading.compared.reference.head_VX.shape[0] == self.base.config.vocab_rows
         if reading.vocab != self.template.tokenizer.get_vocab() or not is_sized_alike:
             raise ValueError(
                 f"{self.base.path} has another vocabulary than {reading.name}, so that what they expect of a token "
                 "cannot be compared; name the model that it was fine-tuned from"
             )
-        loader = reading.rows.loader
+        num_sources = len(reading.compared.loader.sources)
         with jax.set_mesh(self.mesh), told_if_short("losses"):
-            step = make_drift_step(
-                self.graphdef, num_sources=len(loader.sources), loss_chunk_tokens=1024, mesh=self.mesh
-            )
-            return measure_drift(
-                step,
-                self.params,
-                frozen={},
-                reference=reading.reference,
-                loader=loader,
-                mesh=self.mesh,
-                sources=loader.sources,
-                bytes_by_source=reading.rows.bytes_by_source,
-            )
+            step = make_drift_step(self.graphdef, num_sources=num_sources, loss_chunk_tokens=1024, mesh=self.mesh)
+            label = f"comparing {self.base.path}"
+            return drift_of(reading.compared, step, self.params, frozen={}, mesh=self.mesh, label=label)
+
+    def _spread(self, batch_size: int) -> int:
+        """Rows of a batch, rounded up to what the mesh divides."""
+        return -(-batch_size // batch_shards(self.mesh)) * batch_shards(self.mesh)
 
 
 def load_assistant(

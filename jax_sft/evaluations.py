@@ -27,14 +27,14 @@ from jax_sft.data.source import validation_groups
 from jax_sft.disk import written_whole
 from jax_sft.evaluate import behaviour, probes, rules
 from jax_sft.evaluate.answers import Answer, Messages, answer, has_room
-from jax_sft.evaluate.forgetting import judge, lines
+from jax_sft.evaluate.forgetting import drift_of, judge, lines
 from jax_sft.evaluate.losses import Losses, evaluate_losses
 from jax_sft.evaluate.metrics import write_predictions
 from jax_sft.exam import broadcast
 from jax_sft.generate import Sampling
 from jax_sft.hf.load import Pretrained
 from jax_sft.metrics import Alarm, Metrics
-from jax_sft.origin import GENERAL, Compared, drift_of, numbers_of
+from jax_sft.origin import GENERAL, Watched, numbers_of
 from jax_sft.parameters import joined
 
 _log = logging.getLogger(__name__)
@@ -84,17 +84,16 @@ class Evaluations:
     sources: tuple[str, ...]
     eval_step: Callable[..., Any]
     asked: Mapping[str, behaviour.Asked]  # probes and rules under "", tasks under the names of their sets
-    compared: tuple[Compared, ...]  # what the model is compared with its origin by
+    watched: tuple[Watched, ...]  # what the model is compared with its origin by
 
     def at(self, step: int, params: Any, metrics: Metrics) -> Measured:
         """Losses, sample answers and, if it is time for them, behaviour and forgetting."""
         losses = self._losses(step, params, metrics)
         self._sample(step, params, metrics)
-        values, must_stop = {} if losses is None else _values(losses), False
-        if self._is_due(step, ("probes/", "rules/", "metric/"), self.config.evaluate.behaviour_every_steps):
+        values, must_stop, of = {} if losses is None else _values(losses), False, self.config.evaluate
+        if self._is_due(step, ("probes/", "rules/", "metric/"), of.behaviour_every_steps):
             values |= self.behaviour_at(step, params, metrics)
-        of = self.config.evaluate
-        if self._is_due(step, ("forgetting/",), of.forgetting.every_steps or of.every_steps or 1):
+        if self._is_due(step, ("forgetting/",), of.forgetting.every_steps or 1):
             found, must_stop = self.forgetting_at(step, params, metrics)
             values |= found
         return Measured(step, losses, values, must_stop)
@@ -103,16 +102,23 @@ class Evaluations:
         """Of a step that is exported, what was not due when it was evaluated."""
         if self.asked and not self._is_noted(step, ("probes", "rules", "metrics")):
             self.behaviour_at(step, params, metrics)
-        if self.compared and not self._is_noted(step, ("forgetting",)):
+        if self.watched and not self._is_noted(step, ("forgetting",)):
             self.forgetting_at(step, params, metrics)
 
     def forgetting_at(self, step: int, params: Any, metrics: Metrics) -> tuple[dict[str, float], bool]:
         """How far the model has gone from its origin; its numbers, and whether that is too far to go on."""
-        if not self.compared:
+        if not self.watched:
             return {}, False
         drifts = {
-            of.name: drift_of(of, params, self.frozen, self.mesh, label=f"{of.name} at step {step}")
-            for of in self.compared
+            of.name: drift_of(
+                of.compared,
+                of.drift_step,
+                params,
+                frozen=self.frozen,
+                mesh=self.mesh,
+                label=f"{of.name} at step {step}",
+            )
+            for of in self.watched
         }
         values = numbers_of(drifts)
         metrics.write(step, values)
@@ -261,9 +267,9 @@ def asked_of(config: RunConfig, base: Pretrained) -> dict[str, behaviour.Asked]:
     return found
 
 
-def fingerprint_of(asked: Mapping[str, behaviour.Asked], max_new_tokens: int) -> str:
-    """Of all prompts and what is measured of their answers, and how long these may be."""
-    return hashlib.blake2b(repr((asked, max_new_tokens)).encode("utf-8", "replace"), digest_size=16).hexdigest()
+def fingerprint_of(*measured: Any) -> str:
+    """Of what is measured and by what: prompts, texts, bounds; anything that tells itself by `repr`."""
+    return hashlib.blake2b(repr(measured).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def forget_after(workdir: pathlib.Path, step: int | None, *, owed_step: int) -> None:

@@ -270,7 +270,7 @@ def export_workdir(
                 f"{workdir}: none of its checkpoints was saved with a validation loss, so none is the best; leave "
                 "--step out for the newest, or set data.validation in the next run"
             )
-    found, trained, notes = checkpoints.restore_params(shape, step=step, averaged=config.train.ema_decay is not None)
+    found, trained, notes = checkpoints.restore_params(shape, step=step, averaged=config.train.is_averaged)
     checkpoints.close()
     _check_still_the_same(workdir, plan, base, checkpoints.fingerprint_of(found), reads_base=factor != 1)
     before = Losses(**notes["before"]) if notes.get("before") else None

@@ -16,7 +16,6 @@ import jax
 from jax_sft.assistant import load_assistant
 from jax_sft.evaluate.forgetting import Drift, Text
 from jax_sft.evaluate.losses import Losses
-from jax_sft.optim import is_second_factor
 from jax_sft.parameters import Parameters
 
 
@@ -54,15 +53,13 @@ def scaled_adapters(plan: Parameters, trained: Mapping[str, Any], start: Any, fa
             f"--interpolate: what {kind} adapters add is no multiple of a smaller one; export with --format merged, "
             "which averages the weights themselves"
         )
-    scale = lambda path, x: x * factor if _is_second(path) else x  # noqa: E731
-    factors = jax.tree.map_with_path(scale, {"lora": trained["lora"]})
+
+    def scaled(path: Sequence[Any], x: Any) -> Any:
+        return x * factor if path[-1].key.startswith("b_") else x
+
+    factors = {"lora": jax.tree.map_with_path(scaled, trained["lora"])}
     beside = {name: tree for name, tree in trained.items() if name != "lora"}
     return factors | between(start, beside, factor)
-
-
-def _is_second(path: Sequence[Any]) -> bool:
-    names = [str(getattr(key, "key", key)) for key in path]
-    return is_second_factor(path) or (names[-1].startswith("b_") and names[-2].startswith("embed_"))
 
 
 @dataclasses.dataclass(frozen=True)

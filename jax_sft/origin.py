@@ -1,11 +1,10 @@
 """The model before its first step: what a run keeps of it, to measure how far it has gone, and to hold it back.
 
 In: the trained tree as it starts, beside what is frozen. Out: an `Origin`, the model itself for as long as its arrays
-live; a copy of it that training is drawn to; and `Compared`, of which the reference takes no copy of the weights.
+live; a copy of it that training is drawn to; and what is `Watched`, whose reference takes no copy of the weights.
 """
 
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +17,11 @@ from jax.sharding import Mesh
 from jax_sft.config import OWN_PROMPTS, ForgettingConfig, RunConfig
 from jax_sft.data.loader import Loader
 from jax_sft.evaluate.forgetting import (
+    Compared,
     Drift,
-    Reference,
+    DriftStep,
     Text,
     make_drift_step,
-    measure_drift,
     read_texts,
     reference_of,
     rows_of,
@@ -45,26 +44,24 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
-    """Tokens on which the model is compared with its origin."""
+class Watched:
+    """Tokens on which a run's model is compared with its origin, and what compares it."""
 
     name: str
-    loader: Loader
-    reference: Reference
-    bytes_by_source: Mapping[str, int] | None
-    drift_step: Any
+    compared: Compared
+    drift_step: DriftStep
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """What a run keeps of its origin."""
 
-    compared: tuple[Compared, ...] = ()
+    watched: tuple[Watched, ...] = ()
     pulls: Origin | None = None  # with arrays of its own
 
 
 def keep(
-    trained: Any,
+    trained: Any | None,
     frozen: Any,
     *,
     graphdef: Any,
@@ -75,9 +72,15 @@ def keep(
     texts: Sequence[Text],
     validation: Loader | None,
 ) -> Kept:
-    """What the config asks for of the trained tree as it starts, which may be donated afterwards."""
-    origin = origin_of(config, plan, base, graphdef, trained)
-    compared = compared_with(
+    """What the config asks for of the trained tree as it starts, which may be donated afterwards.
+
+    Without it, where a run goes on, it is read from the base's files once more, and let go.
+    """
+    if not texts and not _is_pulled(config):
+        return Kept()
+    start = plan.load_trained(base, frozen, mesh, seed=config.seed) if trained is None else trained
+    origin = origin_of(config, plan, base, graphdef, start)
+    watched = watched_from(
         origin,
         frozen,
         graphdef=graphdef,
@@ -89,10 +92,13 @@ def keep(
     )
     # What is subtracted from float32 weights must be as exact; the forward pass rounds to its dtype anyway.
     dtype = "float32" if config.optim.decay_to_base else config.model.dtype
-    return Kept(tuple(compared) if texts else (), copied(origin, dtype=dtype) if is_pulled(config) else None)
+    kept = Kept(tuple(watched) if texts else (), copied(origin, dtype=dtype) if _is_pulled(config) else None)
+    if trained is None:
+        jax.tree.map(lambda x: x.delete(), start)
+    return kept
 
 
-def is_pulled(config: RunConfig) -> bool:
+def _is_pulled(config: RunConfig) -> bool:
     """Whether training is drawn to the origin."""
     return config.train.base_kl > 0 or config.optim.decay_to_base > 0
 
@@ -123,12 +129,7 @@ def texts_of(config: ForgettingConfig) -> list[Text]:
     return read_texts(None if config.texts == OWN_PROMPTS else os.path.expanduser(config.texts))
 
 
-def fingerprint_of(texts: Sequence[Text], task_batches: int) -> str:
-    """Of what is compared, beside the validation set."""
-    return hashlib.blake2b(repr((texts, task_batches)).encode("utf-8", "replace"), digest_size=16).hexdigest()
-
-
-def compared_with(
+def watched_from(
     origin: Origin,
     frozen: Any,
     *,
@@ -138,7 +139,7 @@ def compared_with(
     mesh: Mesh,
     texts: Sequence[Text],
     validation: Loader | None,
-) -> Iterator[Compared]:
+) -> Iterator[Watched]:
     """Run the origin once over the general texts and the first of the validation set. Every process must call it.
 
     Raises:
@@ -173,27 +174,12 @@ def compared_with(
             loss_chunk_tokens=config.train.loss_chunk_tokens,
             mesh=mesh,
         )
-        yield Compared(name, loader, reference, bytes_by_source, step)
-
-
-def drift_of(compared: Compared, params: Any, frozen: Any, mesh: Mesh, *, label: str) -> Drift:
-    """How far the model has gone on these tokens. Every process must call it and gets the same."""
-    return measure_drift(
-        compared.drift_step,
-        params,
-        frozen=frozen,
-        reference=compared.reference,
-        loader=compared.loader,
-        mesh=mesh,
-        sources=compared.loader.sources,
-        bytes_by_source=compared.bytes_by_source,
-        label=label,
-    )
+        yield Watched(name, Compared(loader, reference, bytes_by_source), step)
 
 
 def numbers_of(drifts: Mapping[str, Drift]) -> dict[str, float]:
     """As metrics.jsonl names them, by the names of what was compared."""
-    general = dataclasses.asdict(drifts[GENERAL]) | {"loss_rise": drifts[GENERAL].loss_rise}
+    general = drifts[GENERAL].to_dict()
     wanted = ("loss", "base_loss", "loss_rise", "loss_per_byte", "base_loss_per_byte", "kl", "reverse_kl", "agreement")
     found = {key: general[key] for key in wanted if general[key] is not None}
     if TASK in drifts:

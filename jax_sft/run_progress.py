@@ -124,14 +124,18 @@ class RunProgress:
 
         With other levels, or more patience, it is not.
         """
-        forgot = self.stopped_by is not None and self.stopped_by == _stop_levels(config)
-        return forgot or (config.evaluate.patience is not None and self.waited >= config.evaluate.patience)
+        return self._has_forgotten(config) or (
+            config.evaluate.patience is not None and self.waited >= config.evaluate.patience
+        )
 
     def end(self, config: RunConfig) -> str:
         """Why it is over."""
-        if self.stopped_by is not None and self.stopped_by == _stop_levels(config):
+        if self._has_forgotten(config):
             return "the model has forgotten more than evaluate.forgetting allows"
         return f"{self.waited} evaluations in a row without a better step"
+
+    def _has_forgotten(self, config: RunConfig) -> bool:
+        return self.stopped_by is not None and self.stopped_by == _stop_levels(config)
 
 
 def _stop_levels(config: RunConfig) -> list[float | None]:

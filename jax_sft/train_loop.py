@@ -43,8 +43,7 @@ from jax_sft.model.config_fields import dropouts
 from jax_sft.model.decoder import build
 from jax_sft.model.ropes import unread_by_transformers
 from jax_sft.optim import optimizer, schedule
-from jax_sft.origin import Kept, is_pulled, keep, texts_of
-from jax_sft.origin import fingerprint_of as fingerprint_of_texts
+from jax_sft.origin import keep, texts_of
 from jax_sft.parameters import Parameters, load_base, parameters
 from jax_sft.report.run import report
 from jax_sft.run_data import (
@@ -154,7 +153,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
     texts = texts_of(config.evaluate.forgetting)
     measured_hashes = {
         "answers": fingerprint_of(asked, config.evaluate.max_new_tokens),
-        "forgetting": fingerprint_of_texts(texts, config.evaluate.forgetting.task_batches),
+        "forgetting": fingerprint_of(texts, config.evaluate.forgetting.task_batches),
     }
     check_agreement({"config": _told(config), "validation": measured, "measured": measured_hashes} | fingerprint)
     sources = tuple(sorted({*train_set.sources, *(validation_set.sources if validation_set else ())}))
@@ -174,15 +173,14 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             b_lr_ratio=config.lora.b_lr_ratio,
             frozen_layers=plan.frozen_layers,
         )
-        is_averaged = config.train.ema_decay is not None
-        state_shape = abstract_state(params_shape, tx, mesh, averaged=is_averaged)
+        state_shape = abstract_state(params_shape, tx, mesh, averaged=config.train.is_averaged)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, fingerprint=fingerprint)
         restored = checkpoints.restore(state_shape)
         if restored is None:
             start_step, progress = 0, RunProgress()
             progress.validation = measured_by(config, validation_set, measured_hashes)
             trained, frozen = plan.load(base, mesh, seed=config.seed)
-            state = init_state(trained, tx, mesh, averaged=is_averaged)
+            state = init_state(trained, tx, mesh, averaged=config.train.is_averaged)
         else:
             start_step, state, notes = restored
             frozen = plan.load_frozen(base, mesh)
@@ -196,22 +194,17 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
             _log.info("resuming from step %d of %d in %s", start_step, loader.total_steps, workdir)
         progress.base = config.model.path
         validation = validation_loader(config, validation_set, sources) if validation_set else None
-        kept = Kept()
-        if texts or is_pulled(config):
-            start = state.params if restored is None else plan.load_trained(base, frozen, mesh, seed=config.seed)
-            kept = keep(
-                start,
-                frozen,
-                graphdef=graphdef,
-                config=config,
-                plan=plan,
-                base=base,
-                mesh=mesh,
-                texts=texts,
-                validation=validation,
-            )
-            if restored is not None:
-                jax.tree.map(lambda x: x.delete(), start)
+        kept = keep(
+            state.params if restored is None else None,
+            frozen,
+            graphdef=graphdef,
+            config=config,
+            plan=plan,
+            base=base,
+            mesh=mesh,
+            texts=texts,
+            validation=validation,
+        )
         run = _Run(
             config=config,
             workdir=workdir,
@@ -235,7 +228,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                     graphdef, num_sources=len(sources), loss_chunk_tokens=config.train.loss_chunk_tokens, mesh=mesh
                 ),
                 asked=asked,
-                compared=kept.compared,
+                watched=kept.watched,
             ),
             origin=None if kept.pulls is None else kept.pulls.params,
             checkpoints=checkpoints,
@@ -247,7 +240,7 @@ def _train_alone(config: RunConfig, workdir: pathlib.Path, command: str, signals
                 remat=config.train.remat,
                 loss_chunk_tokens=config.train.loss_chunk_tokens,
                 mesh=mesh,
-                state_shardings=state_shardings(params_shape, tx, mesh, averaged=is_averaged),
+                state_shardings=state_shardings(params_shape, tx, mesh, averaged=config.train.is_averaged),
                 dropout_seed=config.seed if plan.lora is not None and plan.lora.dropout > 0 else None,
                 frozen_layers=plan.frozen_layers,
                 ema_decay=config.train.ema_decay,
@@ -522,7 +515,7 @@ def _best_params(run: _Run, params: Any, progress: RunProgress, done: int) -> tu
         return done, params, None
     shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     jax.tree.map(lambda x: x.delete(), params)
-    return run.checkpoints.restore_params(shape, step=best, averaged=run.config.train.ema_decay is not None)
+    return run.checkpoints.restore_params(shape, step=best, averaged=run.config.train.is_averaged)
 
 
 def _weights_alone(state: TrainState) -> Any:
@@ -546,8 +539,8 @@ def _at_stage(run: _Run, state: TrainState, progress: RunProgress, done: int) ->
     jax.tree.map(lambda x: x.delete(), state.opt_state)
     best, params, _ = _best_params(run, _weights_alone(state), progress, done)
     _log.info("it starts from the weights of step %s: %s", best, progress.best(run.config))
-    is_averaged = run.config.train.ema_decay is not None
-    return dataclasses.replace(init_state(params, run.tx, run.mesh, averaged=is_averaged), step=state.step)
+    begun = init_state(params, run.tx, run.mesh, averaged=run.config.train.is_averaged)
+    return dataclasses.replace(begun, step=state.step)
 
 
 def _log_memory_plan(run: _Run, state: TrainState, step: int) -> None:

@@ -7,34 +7,20 @@ import numpy as np
 import pytest
 
 from jax_sft.config import OptimConfig
-from jax_sft.model.decoder import abstract_params, build
+from jax_sft.model.decoder import abstract_params
 from jax_sft.optim import optimizer
-from jax_sft.train_step import Pull, init_state, make_train_step, state_shardings
-from tests.test_train_step import MODEL, mesh_of, params_of, run_of, uneven_batch
+from tests.test_train_step import MODEL, params_of, run_of, uneven_batch
 
 PLAIN = OptimConfig(lr=1e-2, schedule="constant", clip_norm=None, eps=1e-3)
 
 
-def trained(steps, *, kl=0.0, ema=None, optim=PLAIN, sizes=(1,), accumulation=1, batch=None, origin=None):
+def trained(steps, *, kl=None, ema=None, optim=PLAIN, sizes=(1,), accumulation=1, batch=None):
     """The state after some steps, on the host, and the last metrics."""
-    mesh, averaged = mesh_of(*sizes), ema is not None
-    graphdef = build(MODEL, dtype="float32", attention="xla")
-    tx = optimizer(optim, 10, abstract_params(MODEL))
-    step = make_train_step(
-        graphdef,
-        tx,
-        num_sources=2,
-        remat="none",
-        loss_chunk_tokens=16,
-        mesh=mesh,
-        state_shardings=state_shardings(abstract_params(MODEL), tx, mesh, averaged=averaged),
-        pull=Pull(graphdef, kl) if kl or optim.decay_to_base else None,
-        ema_decay=ema,
-    )
-    state = init_state(params_of(), tx, mesh, averaged=averaged)
-    placed = run_of(*sizes, accumulation=accumulation).put(uneven_batch() if batch is None else batch)
+    kl = 0.0 if kl is None and optim.decay_to_base else kl
+    run = run_of(*sizes, accumulation=accumulation, optim=optim, kl=kl, ema_decay=ema)
+    state, placed, origin = run.init(), run.put(uneven_batch() if batch is None else batch), params_of()
     for _ in range(steps):
-        state, metrics = step(state, {}, placed, params_of() if origin is None else origin)
+        state, metrics = run.step(state, {}, placed, origin)
     return jax.device_get(state), jax.device_get(metrics)
 
 

@@ -19,6 +19,7 @@ from jax_sft.model.families import read_model_config
 from jax_sft.optim import optimizer
 from jax_sft.sharding import local_rows, make_mesh, put_batch
 from jax_sft.train_step import (
+    Pull,
     StepMetrics,
     TrainState,
     abstract_state,
@@ -98,8 +99,20 @@ class Run:
     """A train step with everything it needs. Use `run_of`, so that each is compiled once."""
 
     def __init__(
-        self, mesh, accumulation=1, dtype="float32", remat="none", chunk_tokens=16, optim=OPTIM, model=MODEL, total=10
+        self,
+        mesh,
+        accumulation=1,
+        dtype="float32",
+        remat="none",
+        chunk_tokens=16,
+        optim=OPTIM,
+        model=MODEL,
+        total=10,
+        kl=None,
+        ema_decay=None,
     ):
+        """With a `kl`, which may be 0, the step is drawn to an origin."""
+        self.averaged = ema_decay is not None
         self.mesh, self.accumulation = mesh, accumulation
         self.graphdef = build(model, dtype=dtype, attention="xla")
         self.tx = optimizer(optim, total, abstract_params(model))
@@ -110,12 +123,16 @@ class Run:
             remat=remat,
             loss_chunk_tokens=chunk_tokens,
             mesh=mesh,
-            state_shardings=state_shardings(abstract_params(model), self.tx, mesh),
+            state_shardings=state_shardings(abstract_params(model), self.tx, mesh, averaged=self.averaged),
+            pull=None if kl is None else Pull(self.graphdef, kl),
+            ema_decay=ema_decay,
         )
         self.model = model
 
     def init(self, params=None):
-        return init_state(params_of(self.model) if params is None else params, self.tx, self.mesh)
+        return init_state(
+            params_of(self.model) if params is None else params, self.tx, self.mesh, averaged=self.averaged
+        )
 
     def put(self, batch):
         size = batch.tokens_BT.shape[0]

@@ -79,10 +79,6 @@ def _check_factors(options: argparse.Namespace) -> None:
             "--push-to-hub pushes one folder; look at those of --interpolate first, and export the best again, with "
             "one factor and without --data and --texts"
         )
-    if options.model and not options.adapter:
-        raise ValueError(
-            "--interpolate needs what was trained and its base; name a --workdir, or an --adapter of --model"
-        )
 
 
 def _sweep(
@@ -96,7 +92,6 @@ def _sweep(
     texts = [] if options.texts is None else read_texts(options.texts or None)
     folders = {factor: out / f"interpolate-{factor:g}" for factor in factors}
     for factor, folder in folders.items():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"{write(folder, factor)} to {folder}")
     if not (options.data or texts):
         return

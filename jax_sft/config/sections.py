@@ -195,6 +195,11 @@ class TrainConfig:
     ema_decay: float | None = None
     freeze: tuple[str, ...] = ()  # what full fine-tuning leaves alone: kinds or module names, as lora.targets
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self.ema_decay is not None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:

@@ -6,8 +6,11 @@ only once. Out: a `Drift` (losses, KL both ways, agreement), plain lines, and an
 """
 
 from jax_sft.evaluate.forgetting.compare import (
+    Compared,
+    DriftStep,
     Reference,
     Sums,
+    drift_of,
     make_drift_step,
     make_reference_step,
     measure_drift,
@@ -19,11 +22,14 @@ from jax_sft.evaluate.forgetting.texts import Text, read_texts
 
 __all__ = [
     "Alarm",
+    "Compared",
     "Drift",
+    "DriftStep",
     "Reference",
     "Rows",
     "Sums",
     "Text",
+    "drift_of",
     "judge",
     "lines",
     "make_drift_step",

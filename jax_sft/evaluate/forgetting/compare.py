@@ -65,6 +65,15 @@ class Reference:
         return sum(h_BPX.nbytes for h_BPX in self.hidden)
 
 
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Tokens on which models are compared with a base, and what that made of them."""
+
+    loader: Loader
+    reference: Reference
+    bytes_by_source: Mapping[str, int] | None  # as of `rows_of`; None: not known
+
+
 def make_reference_step(graphdef: nnx.GraphDef, *, mesh: Mesh) -> ReferenceStep:
     """The jitted step: (params, frozen, batch with leaves [B, ...]) -> h_BPX, its rows spread as those of the batch."""
 
@@ -169,6 +178,23 @@ def measure_drift(
         total = added(total, drift_step(params, frozen, placed, base_h_BPX, reference.head_VX))
     assert total is not None, "a loader has at least one batch"
     return _drift(total, sources, bytes_by_source if count == loader.total_steps else None)
+
+
+def drift_of(
+    compared: Compared, drift_step: DriftStep, params: Params, *, frozen: Params, mesh: Mesh, label: str
+) -> Drift:
+    """`measure_drift` on these tokens."""
+    return measure_drift(
+        drift_step,
+        params,
+        frozen=frozen,
+        reference=compared.reference,
+        loader=compared.loader,
+        mesh=mesh,
+        sources=compared.loader.sources,
+        bytes_by_source=compared.bytes_by_source,
+        label=label,
+    )
 
 
 def _hidden_and_head(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
